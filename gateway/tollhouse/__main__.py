@@ -1,0 +1,205 @@
+"""The command line: serve, check, crds."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tollhouse import __version__
+from tollhouse.errors import ConfigError
+from tollhouse.settings import MEMORY_STORE, Settings
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A Kubernetes-native LLM gateway.",
+)
+
+
+def _fail(message: str) -> typer.Exit:
+    typer.echo(f"tollhouse: {message}", err=True)
+    return typer.Exit(2)
+
+
+@cli.command()
+def serve(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", envvar="TOLLHOUSE_DIR", help="A folder of resources."),
+    ] = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TOLLHOUSE_SNAPSHOT",
+            metavar="NAMESPACE/NAME",
+            help="Instead of a folder: the snapshot that an operator keeps in the cluster.",
+        ),
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TOLLHOUSE_KUBECONFIG",
+            help="For --snapshot outside of the cluster. [default: in-cluster, else KUBECONFIG]",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(envvar="TOLLHOUSE_HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TOLLHOUSE_PORT", help="0: any free port.")] = 8080,
+    ops_host: Annotated[
+        str | None,
+        typer.Option(envvar="TOLLHOUSE_OPS_HOST", help="[default: the same as --host]"),
+    ] = None,
+    ops_port: Annotated[
+        int, typer.Option(envvar="TOLLHOUSE_OPS_PORT", help="Probes, metrics, /config.")
+    ] = 9090,
+    store: Annotated[
+        str, typer.Option(envvar="TOLLHOUSE_STORE", help="Where counters live.")
+    ] = MEMORY_STORE,
+    workers: Annotated[int, typer.Option(envvar="TOLLHOUSE_WORKERS", min=1, max=64)] = 1,
+    tls_cert: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_CERT")] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_KEY")] = None,
+    max_body_bytes: Annotated[int, typer.Option(envvar="TOLLHOUSE_MAX_BODY_BYTES", min=1024)] = 32
+    * 1024
+    * 1024,
+    denied_model_status: Annotated[
+        int,
+        typer.Option(
+            envvar="TOLLHOUSE_DENIED_MODEL_STATUS",
+            help="403, or 400 for clients that expect it, when a key may not use a model.",
+        ),
+    ] = 403,
+    drain_delay: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_DRAIN_DELAY",
+            help="Seconds between not being ready and closing the port.",
+        ),
+    ] = 0.0,
+    drain_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_DRAIN_TIMEOUT",
+            help="Seconds that requests under way may take to finish.",
+        ),
+    ] = 30.0,
+    log_format: Annotated[
+        str, typer.Option(envvar="TOLLHOUSE_LOG_FORMAT", help="auto, json or console.")
+    ] = "auto",
+    log_level: Annotated[str, typer.Option(envvar="TOLLHOUSE_LOG_LEVEL")] = "info",
+) -> None:
+    """Serve callers by the resources in DIR, or by a snapshot in the cluster."""
+    if (directory is None) == (snapshot is None):
+        raise _fail("give either a folder, or --snapshot NAMESPACE/NAME")
+    where: tuple[str, str] | None = None
+    if snapshot is not None:
+        namespace, slash, name = snapshot.partition("/")
+        if not (namespace and slash and name):
+            raise _fail(f"--snapshot takes NAMESPACE/NAME, not {snapshot!r}")
+        where = (namespace, name)
+    if (tls_cert is None) != (tls_key is None):
+        raise _fail("--tls-cert and --tls-key go together")
+    if denied_model_status not in (400, 403):
+        raise _fail("--denied-model-status is 403 or 400")
+    if store != MEMORY_STORE:
+        raise _fail(f"--store {MEMORY_STORE} is the only store of this version")
+    settings = Settings(
+        directory=directory,
+        snapshot=where,
+        kubeconfig=kubeconfig,
+        host=host,
+        port=port,
+        ops_host=host if ops_host is None else ops_host,
+        ops_port=ops_port,
+        store=store,
+        workers=workers,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        max_body_bytes=max_body_bytes,
+        denied_model_status=denied_model_status,
+        drain_delay=drain_delay,
+        drain_timeout=drain_timeout,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    _run(settings)
+
+
+def _run(settings: Settings) -> None:
+    # The parts are imported here so that the other commands start at once.
+    import uvloop
+
+    from tollhouse import app, workers
+    from tollhouse.telemetry import configure_logging
+
+    configure_logging(settings.log_format, settings.log_level)
+
+    async def main() -> None:
+        if settings.workers > 1:
+            await workers.Supervisor(settings, typer.echo).run()
+        else:
+            await app.App(settings, typer.echo).run()
+
+    # Only asyncio's own loop starts processes with every option that the supervisor needs.
+    loop_factory = asyncio.new_event_loop if settings.workers > 1 else uvloop.new_event_loop
+    try:
+        app.run(main(), loop_factory)
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+
+
+@cli.command(hidden=True)
+def worker() -> None:
+    """One of the processes behind ``serve --workers``; told what to do on standard input."""
+    from tollhouse import workers
+
+    raise typer.Exit(workers.work())
+
+
+@cli.command()
+def check(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of resources.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="text or json.")] = "text",
+) -> None:
+    """Say what is wrong with a folder of resources. Exit status 1 when there are errors."""
+    from rich.console import Console
+
+    from tollhouse import check as checking
+
+    try:
+        report = checking.check(directory, os.environ)
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if output == "json":
+        typer.echo(report.to_json())
+    else:
+        checking.render(report, Console())
+    raise typer.Exit(report.exit_code)
+
+
+@cli.command()
+def crds(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to write the YAML files.")
+    ] = Path("crds"),
+) -> None:
+    """Write the CustomResourceDefinitions."""
+    from tollhouse import crds as definitions
+
+    definitions.write(directory)
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"tollhouse {__version__}")
+
+
+def main() -> None:
+    """The ``tollhouse`` command."""
+    cli(prog_name="tollhouse")
+
+
+if __name__ == "__main__":
+    main()

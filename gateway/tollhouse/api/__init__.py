@@ -1,0 +1,1 @@
+"""What callers see: request checks, error envelopes, server-sent events."""

@@ -1,0 +1,1 @@
+"""Wire protocols, one module each. Pure: bodies in, bodies out, no I/O."""

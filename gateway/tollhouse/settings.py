@@ -1,0 +1,33 @@
+"""Settings of one process: each a flag of ``tollhouse serve`` and a ``TOLLHOUSE_*`` variable."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MEMORY_STORE = "memory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Exactly one of ``directory`` and ``snapshot`` says where configuration comes from.
+
+    ``snapshot`` is (namespace, name). Sizes are in bytes and times in seconds.
+    """
+
+    directory: Path | None = None
+    snapshot: tuple[str, str] | None = None
+    kubeconfig: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    ops_host: str = "127.0.0.1"
+    ops_port: int = 9090
+    store: str = MEMORY_STORE
+    workers: int = 1
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_body_bytes: int = 32 * 1024 * 1024
+    body_timeout: float = 60.0
+    denied_model_status: int = 403
+    drain_delay: float = 0.0
+    drain_timeout: float = 30.0
+    log_format: str = "auto"
+    log_level: str = "info"

@@ -1,0 +1,266 @@
+"""Every metric, span and log line, by name.
+
+Metrics are Prometheus series with a bounded number of label values: routes, providers and codes,
+never callers, models or request ids. Spans go out by OTLP when ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
+its traces form) is set; without it nothing is recorded, and a caller's ``traceparent`` travels on
+as it came. Names follow OpenTelemetry's semantic conventions for generative AI and HTTP clients.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+    values,
+)
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
+
+
+class Metrics:
+    """The gateway's series. One per process; ``registry`` lets a test have its own."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "tollhouse_requests",
+            "Requests answered, by route (namespace/name), status and error code.",
+            ["route", "status", "code"],
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "tollhouse_request_duration_seconds",
+            "From the request's head to the last byte of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "tollhouse_overhead_seconds",
+            "Time to the first byte of an answer that was not spent waiting for a provider.",
+            buckets=_OVERHEAD,
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "tollhouse_upstream_attempts",
+            "Attempts at providers (namespace/name), by outcome.",
+            ["provider", "outcome"],
+            registry=registry,
+        )
+        self.first_byte = Histogram(
+            "tollhouse_upstream_first_byte_seconds",
+            "From sending a request to a provider to the head of its answer.",
+            ["provider"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "tollhouse_tokens",
+            "Tokens that providers reported, by route and direction (input or output).",
+            ["route", "direction"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "tollhouse_in_flight_requests",
+            "Requests between their head and the last byte of their answer.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.config_synced = Gauge(
+            "tollhouse_config_synced",
+            "1 while the newest configuration is in force, 0 while an older one has to serve.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.config_reloads = Counter(
+            "tollhouse_config_reloads",
+            "Configurations put in force.",
+            registry=registry,
+        )
+
+
+def exposition() -> bytes:
+    """This process's series in Prometheus' text format."""
+    return generate_latest(REGISTRY)
+
+
+def share_metrics(directory: Path, slot: int) -> None:
+    """Keep the series in files of this directory, for ``shared_exposition`` to add up.
+
+    Call it before the first metric is made. ``slot`` is a number that no other process has now;
+    whoever has it next counts on from where this one ended, so the files stay as few as slots.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+
+
+def shared_exposition(directory: Path) -> bytes:
+    """The series of all processes that share this directory, in Prometheus' text format."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def forget_gauges(directory: Path, slot: int) -> None:
+    """Take what a process that has ended said of its present state out of the sums."""
+    multiprocess.mark_process_dead(slot, str(directory))  # type: ignore[no-untyped-call]
+
+
+class Tracer:
+    """Client spans around attempts at providers, and trace context passed onwards."""
+
+    def __init__(self) -> None:
+        self._tracer = trace.get_tracer("tollhouse")
+        self._recording = (
+            bool(
+                os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+                or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            )
+            and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+        )
+
+    def start(self) -> None:
+        """Begin exporting, where the standard variables ask for it."""
+        if not self._recording:
+            return
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        os.environ.setdefault("OTEL_SERVICE_NAME", "tollhouse")
+        provider = TracerProvider(resource=Resource.create())
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider = provider
+        self._tracer = provider.get_tracer("tollhouse")
+
+    def stop(self) -> None:
+        """Send what is still queued; blocks for as long as ``OTEL_EXPORTER_OTLP_TIMEOUT`` says."""
+        if self._recording:
+            self._provider.shutdown()
+
+    def context(self, headers: Mapping[str, str]) -> Context | None:
+        """The caller's trace context, or None where nothing is recorded."""
+        return propagate.extract(headers) if self._recording else None
+
+    def attempt(
+        self, context: Context | None, *, model: str, provider: str, kind: str, number: int
+    ) -> "AttemptSpan":
+        """A span for attempt ``number`` (from 1) at ``provider`` (namespace/name)."""
+        if not self._recording:
+            return _UNRECORDED
+        span = self._tracer.start_span(
+            f"chat {model}",
+            context=context,
+            kind=SpanKind.CLIENT,
+            attributes={
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": kind.lower(),
+                "gen_ai.request.model": model,
+                "tollhouse.provider": provider,
+                "tollhouse.attempt": number,
+            },
+        )
+        return AttemptSpan(span)
+
+
+class AttemptSpan:
+    """One attempt's span; ``end`` is called exactly once."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span | None) -> None:
+        self._span = span
+
+    def propagate(self, caller: Mapping[str, str], onwards: dict[str, str]) -> None:
+        """Put the trace context into the headers that go to the provider.
+
+        The caller's own context is passed on untouched where this span is not recorded.
+        """
+        if self._span is not None:
+            propagate.inject(onwards, context=trace.set_span_in_context(self._span))
+            return
+        for name in ("traceparent", "tracestate"):
+            value = caller.get(name)
+            if value is not None:
+                onwards[name] = value
+
+    def first_byte(self, status: int) -> None:
+        """The answer's head arrived."""
+        if self._span is not None:
+            self._span.set_attribute("http.response.status_code", status)
+            self._span.add_event("first_byte")
+
+    def usage(self, prompt_tokens: int, completion_tokens: int) -> None:
+        if self._span is not None:
+            self._span.set_attribute("gen_ai.usage.input_tokens", prompt_tokens)
+            self._span.set_attribute("gen_ai.usage.output_tokens", completion_tokens)
+
+    def end(self, outcome: str) -> None:
+        """``outcome`` is ``ok``, ``cancelled`` or an UpstreamError's word."""
+        if self._span is None:
+            return
+        if outcome != "ok":
+            self._span.set_attribute("error.type", outcome)
+            self._span.set_status(Status(StatusCode.ERROR, outcome))
+        self._span.end()
+
+
+_UNRECORDED = AttemptSpan(None)
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """Send every log line, our own and libraries', to standard error.
+
+    ``log_format`` is ``json``, ``console``, or ``auto`` (console on a terminal). ``level`` is a
+    standard level's name in lower case.
+    """
+    if log_format == "auto":
+        log_format = "console" if sys.stderr.isatty() else "json"
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer()
+        if log_format == "console"
+        else structlog.processors.JSONRenderer()
+    )
+    # Tracebacks without local variables: those can hold keys.
+    traceback = structlog.processors.format_exc_info
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                traceback,
+                renderer,
+            ],
+            foreign_pre_chain=shared,
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("opentelemetry").setLevel(logging.WARNING)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)

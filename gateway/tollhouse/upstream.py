@@ -1,0 +1,372 @@
+"""Attempts at providers: in which order, for how long, and what ends them.
+
+A call goes level by level. Each priority level gets one try and ``retries.attempts`` more, going
+round its targets; then the next level has its turn. A stream commits at the first event that holds
+a piece of the answer: until then a failure falls back as if nothing had happened, and after it the
+caller has seen a beginning that no other provider can continue.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeVar
+
+from opentelemetry.context import Context
+
+from tollhouse import routing
+from tollhouse.api import chat
+from tollhouse.errors import (
+    BrokenAnswer,
+    ConnectError,
+    NoTarget,
+    Saturated,
+    StatusError,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from tollhouse.providers import openai
+from tollhouse.snapshot import Provider, Retries, Snapshot, Target
+from tollhouse.stream import Stream
+from tollhouse.telemetry import Metrics, Tracer
+from tollhouse.transport import (
+    MAX_ANSWER_BYTES,
+    Answer,
+    HTTPTransport,
+    MockTransport,
+    Outgoing,
+    Transport,
+)
+
+T = TypeVar("T")
+
+_ERROR_BYTES = 64 * 1024
+_MISCONFIGURED = frozenset({401, 403, 404})
+"""What a provider says when our credential or its model's name is wrong: another may do."""
+_MOST_BACKOFF = 10.0
+"""Seconds. A provider that asks for a longer pause is passed over instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What to ask of whichever provider answers. ``headers`` are the caller's."""
+
+    request: chat.ChatRequest
+    resolution: routing.Resolution
+    headers: Mapping[str, str] = field(repr=False)
+    trace: Context | None
+    started: float
+    """When the request came in, on the clock of ``time.monotonic``: ``total`` counts from here."""
+
+
+@dataclass(slots=True)
+class Trail:
+    """What happened on the way: kept for headers, errors and telemetry, also when all failed.
+
+    ``waited`` is the time spent waiting for providers, in seconds.
+    """
+
+    attempts: int = 0
+    waited: float = 0.0
+    provider: Provider | None = None
+    model: str = ""
+    usage: chat.Usage | None = None
+    failure: UpstreamError | None = None
+
+
+class _Attempt:
+    """One request to one provider, from the first byte sent to the last byte received."""
+
+    def __init__(
+        self, upstream: "Upstream", call: Call, trail: Trail, target: Target, provider: Provider
+    ) -> None:
+        self.target = target
+        self._upstream = upstream
+        self._call = call
+        self._trail = trail
+        self._provider = provider
+        self._ended = False
+
+    async def run(self, finish: "Callable[[_Attempt, Answer], Awaitable[T]]") -> T:
+        """Send, wait for the head, hand the answer to ``finish``. Raises UpstreamError."""
+        call, trail, provider = self._call, self._trail, self._provider
+        trail.provider = provider
+        self._upstream.enter(provider)
+        trail.attempts += 1
+        trail.model = model = routing.upstream_model(call.resolution, self.target)
+        self._span = self._upstream.tracer.attempt(
+            call.trace,
+            model=model,
+            provider=provider.id,
+            kind=provider.type,
+            number=trail.attempts,
+        )
+        answer: Answer | None = None
+        begun = time.monotonic()
+        try:
+            outgoing = self._outgoing(model)
+            async with self.bound("first_byte", self.target.timeouts.first_byte):
+                answer = await self._upstream.transport(provider).send(
+                    provider, outgoing, self.target.timeouts.connect
+                )
+            self._span.first_byte(answer.status)
+            self._upstream.metrics.first_byte.labels(provider.id).observe(time.monotonic() - begun)
+            if answer.status >= 300:
+                raise await self._refusal(answer)
+            return await finish(self, answer)
+        except BaseException as error:
+            if answer is not None:
+                answer.close()
+            self.end(error.outcome if isinstance(error, UpstreamError) else "cancelled", None)
+            raise
+        finally:
+            trail.waited += time.monotonic() - begun
+
+    def end(self, outcome: str, usage: chat.Usage | None) -> None:
+        """Close the books; ``outcome`` is ``ok``, ``cancelled`` or an error's word."""
+        if self._ended:
+            return
+        self._ended = True
+        self._upstream.leave(self._provider)
+        self._upstream.metrics.attempts.labels(self._provider.id, outcome).inc()
+        if usage is not None:
+            self._span.usage(usage.prompt_tokens, usage.completion_tokens)
+        self._span.end(outcome)
+
+    def bound(self, which: str, seconds: float) -> "_Bound":
+        """Bound a block by this timeout and by the request's total."""
+        total = self.target.timeouts.total
+        left = self._call.started + total - time.monotonic()
+        return _Bound(which, seconds) if seconds < left else _Bound("total", total, left)
+
+    async def read(self, answer: Answer, limit: int) -> bytes:
+        """The whole body. Raises BrokenAnswer beyond ``limit`` bytes, UpstreamTimeout on stalls."""
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            async with self.bound("idle", self.target.timeouts.idle):
+                piece = await answer.chunk()
+            if not piece:
+                return b"".join(pieces)
+            size += len(piece)
+            if size > limit:
+                raise BrokenAnswer(f"the answer is larger than {limit} bytes")
+            pieces.append(piece)
+
+    def _outgoing(self, model: str) -> Outgoing:
+        url, body = openai.chat_request(
+            self._call.request,
+            provider=self._provider,
+            model=model,
+            cap=self._call.resolution.max_tokens,
+            parameters=self._call.resolution.route.parameters,
+        )
+        headers = openai.headers(self._provider)
+        self._span.propagate(self._call.headers, headers)
+        return Outgoing(url=url, headers=headers, body=body)
+
+    async def _refusal(self, answer: Answer) -> UpstreamError:
+        if answer.status < 400:
+            return BrokenAnswer(f"the provider answered with a redirect ({answer.status})")
+        retry_after = _retry_after(answer.headers)
+        try:
+            body = await self.read(answer, _ERROR_BYTES)
+        except UpstreamError:
+            # The status says enough where its explanation does not arrive.
+            body = b""
+        return StatusError(answer.status, body, retry_after)
+
+
+class _Bound:
+    """A timeout that says which one it was: raises UpstreamTimeout from the block."""
+
+    __slots__ = ("_seconds", "_timeout", "_which")
+
+    def __init__(self, which: str, seconds: float, left: float | None = None) -> None:
+        self._which = which
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(seconds if left is None else left)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise UpstreamTimeout(self._which, self._seconds) from None
+
+
+class Upstream:
+    """Calls providers for one process; knows how many requests each one has right now."""
+
+    def __init__(self, metrics: Metrics, tracer: Tracer) -> None:
+        self.metrics = metrics
+        self.tracer = tracer
+        self._http = HTTPTransport()
+        self._mock = MockTransport()
+        self._active: dict[str, int] = {}
+
+    async def whole(self, snapshot: Snapshot, call: Call, trail: Trail) -> bytes:
+        """The body of a whole answer, as the provider sent it.
+
+        Raises the last UpstreamError when every attempt failed; ``trail`` tells the way there.
+        """
+
+        async def read(attempt: _Attempt, answer: Answer) -> bytes:
+            body = await attempt.read(answer, MAX_ANSWER_BYTES)
+            try:
+                trail.usage = chat.read_usage(body)
+            except ValueError as error:
+                raise BrokenAnswer(str(error)) from None
+            answer.close()
+            attempt.end("ok", trail.usage)
+            return body
+
+        return await self._first(snapshot, call, trail, read)
+
+    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail) -> Stream:
+        """A stream that has begun; the caller must ``close`` it.
+
+        Raises the last UpstreamError when every attempt failed; ``trail`` tells the way there.
+        """
+
+        async def begin(attempt: _Attempt, answer: Answer) -> Stream:
+            stream = Stream(
+                answer,
+                wants_usage=call.request.wants_usage,
+                idle=attempt.target.timeouts.idle,
+                total=attempt.target.timeouts.total,
+                deadline=call.started + attempt.target.timeouts.total,
+                ended=attempt.end,
+            )
+            async with attempt.bound("first_byte", attempt.target.timeouts.first_byte):
+                await stream.begin()
+            return stream
+
+        return await self._first(snapshot, call, trail, begin)
+
+    def transport(self, provider: Provider) -> Transport:
+        """The seam for this type of provider."""
+        return self._mock if provider.type == "Mock" else self._http
+
+    async def keep(self, snapshot: Snapshot) -> None:
+        """Close what no provider of this snapshot uses any more."""
+        providers = snapshot.providers.values()
+        self._mock.keep(providers)
+        await self._http.keep(providers)
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def _first(
+        self,
+        snapshot: Snapshot,
+        call: Call,
+        trail: Trail,
+        finish: "Callable[[_Attempt, Answer], Awaitable[T]]",
+    ) -> T:
+        for target, provider, pause in self._plan(snapshot, call, trail):
+            if pause:
+                await asyncio.sleep(pause)
+            attempt = _Attempt(self, call, trail, target, provider)
+            try:
+                return await attempt.run(finish)
+            except UpstreamError as error:
+                trail.failure = error
+        raise trail.failure or NoTarget("no target of this route is in the snapshot")
+
+    def _plan(
+        self, snapshot: Snapshot, call: Call, trail: Trail
+    ) -> Iterator[tuple[Target, Provider, float]]:
+        """The attempts one after the other, each with the pause (seconds) before it.
+
+        How the attempt before ended, in ``trail.failure``, decides whether there is another.
+        """
+        retries = call.resolution.route.retries
+        for level in routing.order(call.resolution.route.targets, random.random):
+            targets = [target for target in level if target.provider in snapshot.providers]
+            turns = 1 + max(retries.attempts, len(targets) - 1)
+            previous: Target | None = None
+            for turn in range(turns):
+                if not targets:
+                    break
+                target = targets[turn % len(targets)]
+                pause = _pause(retries, turn, trail.failure) if target is previous else 0.0
+                if pause > _MOST_BACKOFF:
+                    break
+                yield target, snapshot.providers[target.provider], pause
+                previous = target
+                if trail.failure is None or not _may_go_on(trail.failure, retries):
+                    return
+                if _is_hopeless(trail.failure):
+                    targets.remove(target)
+
+    def enter(self, provider: Provider) -> None:
+        """Count a request in. Raises Saturated when the provider has its ``maxConcurrent``."""
+        active = self._active.get(provider.id, 0)
+        if provider.max_concurrent is not None and active >= provider.max_concurrent:
+            raise Saturated(f"{active} requests are with the provider already")
+        self._active[provider.id] = active + 1
+
+    def leave(self, provider: Provider) -> None:
+        """Count a request out."""
+        left = self._active[provider.id] - 1
+        if left:
+            self._active[provider.id] = left
+        else:
+            del self._active[provider.id]
+
+
+def _may_go_on(error: UpstreamError, retries: Retries) -> bool:
+    """Whether another attempt, here or elsewhere, can help and the route wants it."""
+    on = retries.on
+    if isinstance(error, Saturated):
+        return True
+    if isinstance(error, ConnectError | BrokenAnswer):
+        return "Connect" in on
+    if isinstance(error, UpstreamTimeout):
+        return error.which != "total" and "Timeout" in on
+    if isinstance(error, StatusError):
+        status = error.status
+        if status in _MISCONFIGURED:
+            return True
+        return (
+            str(status) in on
+            or (status == 408 and "Timeout" in on)
+            or ((status >= 500 or status == 409) and "5xx" in on)
+        )
+    return False
+
+
+def _is_hopeless(error: UpstreamError) -> bool:
+    """Whether the same target would only say the same again."""
+    return isinstance(error, Saturated) or (
+        isinstance(error, StatusError) and error.status in _MISCONFIGURED
+    )
+
+
+def _pause(retries: Retries, turn: int, error: UpstreamError | None) -> float:
+    """Seconds before the same target is tried again: exponential, with half of it random."""
+    backoff: float = min(retries.backoff * 2 ** (turn - 1), _MOST_BACKOFF) * random.uniform(
+        0.5, 1.0
+    )
+    asked = error.retry_after if isinstance(error, StatusError) else None
+    return backoff if asked is None else max(backoff, asked)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """``retry-after-ms`` or ``Retry-After`` in seconds; the date form is not worth a clock."""
+    for name, unit in (("retry-after-ms", 1000.0), ("Retry-After", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) / unit)
+        except (KeyError, ValueError):
+            continue
+    return None

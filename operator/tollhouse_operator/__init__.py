@@ -1,0 +1,1 @@
+"""The operator: custom resources in, snapshot Secrets and statuses out."""

@@ -1,0 +1,260 @@
+"""ApiKeys to Secrets: make a key where there is none, adopt the one that is there.
+
+Each ApiKey has a Secret in its own namespace with ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``. One
+that we make belongs to its ApiKey and goes with it. One that a user brought keeps its key and its
+owner: it only gets our label, by which it is then followed. Values never reach a log or a message.
+
+Rotation is not done here; a Secret's ``tollhouse.dev/previous-digests`` is left as it is.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import structlog
+
+from tollhouse.auth import checksum_holds, new_key
+from tollhouse.resources import GROUP, VERSION, ApiKey, Ref, Resources
+from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.store import BY_LABEL, Store
+
+_log = structlog.get_logger(__name__)
+
+KEY = "OPENAI_API_KEY"
+BASE_URL = "OPENAI_BASE_URL"
+LABEL = "tollhouse.dev/apikey"
+SELECTOR = f"{LABEL}=true"
+_LABELS: Mapping[str, str] = {LABEL: "true", "app.kubernetes.io/managed-by": "tollhouse"}
+
+_PARALLEL = 16
+ARRIVAL_SECONDS = 0.3
+"""How long a Secret may arrive after its ApiKey. ``kubectl apply`` of a file that holds both would
+otherwise find a Secret of ours where it is about to create the user's."""
+SHORTEST_KEY = 16
+_REFUSALS = (401, 403)
+_REFUSED_TRIES = 8
+"""An API server that is starting refuses what it will soon allow: about 30 s of tries."""
+RETRY_SECONDS = 30.0
+"""After an answer that seemed final, the same ApiKey is tried again this much later."""
+_CONFLICT = 409
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why an ApiKey has no key: for its ``ResolvedRefs`` condition."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _GivenUp:
+    """A trouble, the ApiKey's generation that met it, and when to try again by ourselves."""
+
+    trouble: Trouble
+    generation: int
+    until: float
+
+
+def secret_of(api_key: ApiKey) -> Ref:
+    """Namespace and name of the ApiKey's Secret."""
+    return api_key.metadata.namespace, api_key.spec.secret_name or api_key.metadata.name
+
+
+def prefix(key: str) -> str | None:
+    """As much of a key as a status may show: ten characters of one of ours, else four.
+
+    None for what is too short to be a key.
+    """
+    if checksum_holds(key):
+        return key[:10]
+    return key[:4] if len(key) >= SHORTEST_KEY else None
+
+
+def new_secret(api_key: ApiKey, base_url: str) -> dict[str, Any]:
+    """A Secret with a fresh key, which goes when its ApiKey goes."""
+    namespace, name = secret_of(api_key)
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "labels": dict(_LABELS),
+            "ownerReferences": [
+                {
+                    "apiVersion": f"{GROUP}/{VERSION}",
+                    "kind": "ApiKey",
+                    "name": api_key.metadata.name,
+                    "uid": api_key.metadata.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        "data": {KEY: _encoded(new_key()), BASE_URL: _encoded(base_url)},
+    }
+
+
+def change_to(found: Mapping[str, Any], base_url: str) -> dict[str, Any] | None:
+    """The merge patch that makes an existing Secret an ApiKey's, or None where it is one.
+
+    It adds our labels and, only where there is no key, a key and the base URL.
+    """
+    metadata = found["metadata"]
+    data = found.get("data") or {}
+    change: dict[str, Any] = {}
+    if not data.get(KEY):
+        change["data"] = {KEY: _encoded(new_key())}
+        if BASE_URL not in data:
+            change["data"][BASE_URL] = _encoded(base_url)
+    if (metadata.get("labels") or {}).get(LABEL) != "true":
+        change["metadata"] = {"labels": dict(_LABELS)}
+    if not change:
+        return None
+    change.setdefault("metadata", {})["resourceVersion"] = metadata["resourceVersion"]
+    return change
+
+
+class Keys:
+    """Gives every ApiKey its Secret. The store learns of each Secret from the write's own answer,
+    so a new key is published without waiting for a watch. ``settled`` is called whenever an
+    ApiKey is no longer worked on."""
+
+    def __init__(
+        self, cluster: Cluster, store: Store, base_url: str, settled: Callable[[], None]
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._base_url = base_url
+        self._settled = settled
+        self._working: dict[Ref, asyncio.Task[None]] = {}
+        self._given_up: dict[Ref, _GivenUp] = {}
+        self._calls = asyncio.Semaphore(_PARALLEL)
+        self._due = asyncio.Event()
+        self._passed = asyncio.Event()
+
+    def look(self) -> None:
+        """ApiKeys or their Secrets may have changed: see whether one lacks its key."""
+        self._due.set()
+
+    def working(self, api_key: Ref) -> bool:
+        """Whether this ApiKey's Secret is being made at this moment."""
+        return api_key in self._working
+
+    def trouble(self, api_key: Ref) -> Trouble | None:
+        """What keeps this ApiKey from having a key."""
+        given_up = self._given_up.get(api_key)
+        return given_up.trouble if given_up else None
+
+    async def until_passed(self) -> None:
+        """Until every ApiKey there was at the start has its Secret or an answer why not."""
+        await self._passed.wait()
+
+    async def run(self) -> None:
+        """Never returns; ends by cancellation, or with NotLeading in an ExceptionGroup."""
+        async with asyncio.TaskGroup() as group:
+            self._start(group)
+            if self._working:
+                await asyncio.wait(list(self._working.values()))
+            self._passed.set()
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                self._start(group)
+
+    def _start(self, group: asyncio.TaskGroup) -> None:
+        resources = self._store.resources()
+        for ref in self._given_up.keys() - resources.api_keys.keys():
+            del self._given_up[ref]
+        for ref, api_key in resources.api_keys.items():
+            if not self._lacks(api_key, resources):
+                self._given_up.pop(ref, None)
+            elif ref not in self._working and not self._still_given_up(ref):
+                self._working[ref] = group.create_task(self._ensure(api_key))
+
+    def _lacks(self, api_key: ApiKey, resources: Resources) -> bool:
+        """Whether no Secret with a key is followed on behalf of this ApiKey."""
+        seen = self._store.seen(("Secret", *secret_of(api_key)))
+        if seen is None or BY_LABEL not in seen.sources:
+            return True
+        secret = resources.secrets.get(secret_of(api_key))
+        return secret is None or KEY not in secret.data or not secret.data[KEY].value
+
+    def _still_given_up(self, ref: Ref) -> bool:
+        given_up = self._given_up.get(ref)
+        if given_up is None:
+            return False
+        seen = self._store.seen(("ApiKey", *ref))
+        unchanged = seen is not None and seen.generation == given_up.generation
+        return unchanged and monotonic() < given_up.until
+
+    async def _ensure(self, api_key: ApiKey) -> None:
+        """Until there is a Secret, or an answer that trying again at once will not change."""
+        ref = _ref(api_key)
+        failures = 0
+        try:
+            while self._lacks(api_key, self._store.resources()) and not self._gone(api_key):
+                try:
+                    await self._provide(api_key)
+                    self._given_up.pop(ref, None)
+                    return
+                except CallError as error:
+                    refused = error.status in _REFUSALS and failures < _REFUSED_TRIES
+                    if not (error.transient or error.status == _CONFLICT or refused):
+                        self._give_up(api_key, error)
+                        return
+                    _log.warning("key put off", apikey="/".join(ref), error=str(error))
+                    await asyncio.sleep(error.retry_after or backoff(failures))
+                    failures += 1
+        finally:
+            del self._working[ref]
+            self._settled()
+
+    def _give_up(self, api_key: ApiKey, error: CallError) -> None:
+        namespace, name = secret_of(api_key)
+        _log.error("no key for ApiKey", apikey="/".join(_ref(api_key)), error=str(error))
+        self._given_up[_ref(api_key)] = _GivenUp(
+            Trouble(
+                "SecretNotWritable",
+                f"Secret {namespace}/{name} cannot be given a key: {error.reason}",
+            ),
+            api_key.metadata.generation,
+            monotonic() + RETRY_SECONDS,
+        )
+
+    def _gone(self, api_key: ApiKey) -> bool:
+        seen = self._store.seen(("ApiKey", *_ref(api_key)))
+        return seen is None or seen.uid != api_key.metadata.uid
+
+    async def _provide(self, api_key: ApiKey) -> None:
+        namespace, name = secret_of(api_key)
+        where = path("Secret", namespace, name)
+        async with self._calls:
+            found = await self._cluster.get(where)
+        if found is None:
+            await asyncio.sleep(ARRIVAL_SECONDS)
+        async with self._calls:
+            found = found or await self._cluster.get(where)
+            if found is None and self._gone(api_key):
+                return
+            if found is None:
+                fresh = new_secret(api_key, self._base_url)
+                found = await self._cluster.create(path("Secret", namespace), fresh)
+                _log.info("key made", apikey="/".join(_ref(api_key)), secret=name)
+            elif (change := change_to(found, self._base_url)) is not None:
+                found = await self._cluster.patch(where, change)
+                _log.info("key adopted", apikey="/".join(_ref(api_key)), secret=name)
+        self._store.observe("Secret", found, BY_LABEL)
+
+
+def _ref(api_key: ApiKey) -> Ref:
+    return api_key.metadata.namespace, api_key.metadata.name
+
+
+def _encoded(value: str) -> str:
+    return base64.b64encode(value.encode()).decode()

@@ -1,0 +1,153 @@
+"""What only the leader does: keys, the snapshot, statuses.
+
+A rebuild takes the store as it is, compiles it, and publishes what changed. Statuses follow from
+the same compilation and from what the gateways say they serve. The first rebuild waits until every
+reference is read and every ApiKey was looked at: what is published must never lack an object that
+exists.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+import structlog
+
+from tollhouse.compile import Compiled, compile_snapshot
+from tollhouse.errors import ClusterError
+from tollhouse.resources import Resources
+from tollhouse.snapshot import shards
+from tollhouse_operator.cluster import Cluster, backoff
+from tollhouse_operator.fleet import Census, Fleet
+from tollhouse_operator.judgement import Judgement
+from tollhouse_operator.keys import Keys
+from tollhouse_operator.ops import Metrics
+from tollhouse_operator.publish import Publisher, SecretSlots, TooLarge
+from tollhouse_operator.pulse import Pulse
+from tollhouse_operator.settings import Settings
+from tollhouse_operator.status import Statuses
+from tollhouse_operator.store import Key, Store
+
+_log = structlog.get_logger(__name__)
+
+_QUIET_SECONDS = 0.05
+_MOST_SECONDS = 0.25
+_TICK_SECONDS = 5.0
+_VERIFY_SECONDS = 60.0
+_REFERENCE_SECONDS = 2.0
+"""How long a rebuild waits for a reference that is new, so that a changed one is not taken for a
+missing one; it does not wait for ever, because a revoked key may be in the same rebuild."""
+
+
+class Leader:
+    """One term of leadership. ``resolved`` gives the resources once their references are read,
+    or after so many seconds without."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        resolved: Callable[[float | None], Awaitable[Resources]],
+    ) -> None:
+        self._metrics = metrics
+        self._resolved = resolved
+        self._pulse = Pulse(quiet=_QUIET_SECONDS, most=_MOST_SECONDS)
+        self._publisher = Publisher(SecretSlots(cluster, *settings.snapshot))
+        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
+        self._fleet = Fleet(cluster, settings.service, self._fleet_changed)
+        self._statuses = Statuses(cluster, store, settings.lease.identity)
+        self._judgement = Judgement(
+            store,
+            census=self._census,
+            want=self._statuses.want,
+            making_key=self._keys.working,
+            trouble=self._keys.trouble,
+        )
+
+    def changed(self, key: Key) -> None:
+        """An object's content became another."""
+        self._pulse.beat()
+        if key[0] in ("ApiKey", "Secret"):
+            self._keys.look()
+
+    def touched(self, key: Key) -> None:
+        """There is a new version of a custom resource."""
+        self._judgement.touched(key)
+
+    async def run(self) -> None:
+        """Ends by cancellation, or with NotLeading in an ExceptionGroup."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keys.run())
+            group.create_task(self._fleet.run())
+            group.create_task(self._statuses.run())
+            group.create_task(self._judgement.run())
+            group.create_task(self._rebuild_forever())
+
+    async def _rebuild_forever(self) -> None:
+        await self._keys.until_passed()
+        limit: float | None = None
+        verified = monotonic()
+        failures = 0
+        due = True
+        while True:
+            try:
+                if due:
+                    await self._rebuild(limit)
+                    limit = _REFERENCE_SECONDS
+                await self._publisher.sweep()
+                if monotonic() - verified > _VERIFY_SECONDS:
+                    verified = monotonic()
+                    if not await self._publisher.verify():
+                        self._pulse.beat()
+                failures = 0
+                due = await self._pulse.next(_TICK_SECONDS)
+                self._keys.look()
+                self._judgement.tick()
+            except ClusterError as error:
+                failures += 1
+                due = True
+                self._metrics.failures.inc()
+                _log.warning("publishing put off", error=str(error), failures=failures)
+                await asyncio.sleep(backoff(failures - 1))
+
+    async def _rebuild(self, limit: float | None) -> None:
+        began = monotonic()
+        resources = await self._resolved(limit)
+        compiled, pieces = await asyncio.to_thread(_compile, resources)
+        try:
+            published = await self._publisher.publish(pieces)
+        except TooLarge as error:
+            _log.error("snapshot refused", error=str(error))
+            self._metrics.failures.inc()
+            self._judgement.rebuilt(resources, compiled, None, str(error))
+            return
+        number = self._fleet.published(published.digest)
+        self._judgement.rebuilt(resources, compiled, number, None)
+        seconds = monotonic() - began
+        self._metrics.rebuilds.inc()
+        self._metrics.rebuild_seconds.observe(seconds)
+        self._metrics.writes.inc(published.written)
+        if published.written or number == 1:
+            _log.info(
+                "snapshot in force",
+                digest=published.digest[:12],
+                secrets=published.written,
+                routes=len(compiled.snapshot.routes),
+                keys=compiled.snapshot.key_count(),
+                milliseconds=round(seconds * 1000),
+            )
+
+    def _census(self) -> Census | None:
+        return self._fleet.census() if self._fleet.listed else None
+
+    def _fleet_changed(self) -> None:
+        self._judgement.fleet_changed()
+
+    def _key_settled(self) -> None:
+        self._judgement.fleet_changed()
+
+
+def _compile(resources: Resources) -> tuple[Compiled, dict[str, bytes]]:
+    compiled = compile_snapshot(resources)
+    return compiled, shards(compiled.snapshot)

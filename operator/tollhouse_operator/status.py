@@ -1,0 +1,274 @@
+"""What ``kubectl get`` shows: conditions, a key's prefix, and events when they change.
+
+The first half is pure: from what compiling found and where the snapshot is live to the conditions
+of one object, and from those to the smallest patch. The second half writes, and only what differs.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.fleet import Census
+from tollhouse_operator.store import BY_KIND, Key, Seen, Store
+
+_log = structlog.get_logger(__name__)
+
+PROGRAMMED = "Programmed"
+READY = "Ready"
+_WARNED = ("Accepted", "ResolvedRefs")
+"""Conditions whose change is an event."""
+_WRITERS = 8
+_TRIES = 8
+_CONFLICT = 409
+_MAX_NOTE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The status that an object of this uid should have at this generation.
+
+    ``fields`` stand beside the conditions (``prefix``).
+    """
+
+    uid: str
+    generation: int
+    conditions: tuple[Condition, ...]
+    fields: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an object stands on its way to the gateways.
+
+    ``number`` is the snapshot that first held it as it is now, None while none does; ``obstacle``
+    is why none does. ``settled`` remembers that it was live everywhere already.
+    """
+
+    accepted: bool
+    present: bool
+    number: int | None
+    settled: bool
+    obstacle: str | None = None
+
+
+def programmed(placement: Placement, census: Census) -> Condition:
+    """The ``Programmed`` condition."""
+    if not placement.accepted:
+        return Condition(PROGRAMMED, "False", "NotAccepted", "Not accepted, so not in force")
+    if not placement.present:
+        return Condition(
+            PROGRAMMED, "False", "NotResolved", "Left out until its references are resolved"
+        )
+    if placement.number is None:
+        if placement.obstacle is not None:
+            return Condition(PROGRAMMED, "False", "NotPublished", placement.obstacle)
+        return Condition(PROGRAMMED, "False", "Pending", "Waiting to be published")
+    if census.total == 0:
+        return Condition(PROGRAMMED, "False", "NoGateways", "Published, but no gateway is ready")
+    live = census.total if placement.settled else census.live(placement.number)
+    message = f"live on {live}/{census.total} gateways"
+    if live == census.total:
+        return Condition(PROGRAMMED, "True", "Programmed", message)
+    return Condition(PROGRAMMED, "False", "Pending", message)
+
+
+def ready(conditions: Iterable[Condition], *, disabled: bool, expired: bool) -> Condition:
+    """An ApiKey's ``Ready``: whether a request with this key would be let in."""
+    if disabled:
+        return Condition(READY, "False", "Disabled", "spec.disabled is true")
+    if expired:
+        return Condition(READY, "False", "Expired", "spec.expiresAt has passed")
+    for condition in conditions:
+        if condition.status != "True":
+            return Condition(READY, "False", condition.reason, condition.message)
+    return Condition(READY, "True", "Ready", "The key works on every gateway")
+
+
+def patch(current: Mapping[str, Any], desired: Desired, now: datetime) -> dict[str, Any] | None:
+    """The ``status`` of a merge patch that makes ``current`` what is desired, or None.
+
+    Conditions of other owners stay. ``Programmed`` gets another message only together with
+    another status, reason or generation: a count of gateways is not worth a write to each object.
+    """
+    existing = list(current.get("conditions") or [])
+    by_type = {condition.get("type"): condition for condition in existing}
+    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    conditions = [_merged(by_type.get(one.type), one, desired, stamp) for one in desired.conditions]
+    types = {one.type for one in desired.conditions}
+    others = [condition for condition in existing if condition.get("type") not in types]
+    change: dict[str, Any] = {
+        name: value for name, value in desired.fields.items() if current.get(name) != value
+    }
+    if sorted(existing, key=_type) != sorted([*conditions, *others], key=_type):
+        change["conditions"] = [*conditions, *others]
+    return change or None
+
+
+def _merged(
+    old: Mapping[str, Any] | None, new: Condition, desired: Desired, stamp: str
+) -> dict[str, Any]:
+    message = new.message
+    since = stamp
+    if old is not None and old.get("status") == new.status:
+        since = old.get("lastTransitionTime") or stamp
+        same = (old.get("reason"), old.get("observedGeneration")) == (
+            new.reason,
+            desired.generation,
+        )
+        if new.type == PROGRAMMED and same:
+            message = old.get("message") or message
+    return {
+        "type": new.type,
+        "status": new.status,
+        "reason": new.reason,
+        "message": message,
+        "observedGeneration": desired.generation,
+        "lastTransitionTime": since,
+    }
+
+
+def _type(condition: Mapping[str, Any]) -> str:
+    return str(condition.get("type"))
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An event to be: ``type`` is Normal or Warning."""
+
+    type: str
+    reason: str
+    text: str
+
+
+def notes(current: Mapping[str, Any], desired: Desired) -> list[Note]:
+    """The events that the change from ``current`` deserves: new warnings, and recoveries."""
+    by_type = {one.get("type"): one for one in current.get("conditions") or []}
+    found = []
+    for new in desired.conditions:
+        if new.type not in _WARNED:
+            continue
+        old = by_type.get(new.type) or {}
+        failed = new.status == "False"
+        if failed and (old.get("status"), old.get("reason")) != ("False", new.reason):
+            found.append(Note("Warning", new.reason, new.message))
+        elif not failed and old.get("status") == "False":
+            found.append(Note("Normal", new.type, new.message or f"{new.type} again"))
+    return found
+
+
+class Statuses:
+    """Writes statuses, a few at a time; a newer wish for the same object replaces an older one."""
+
+    def __init__(self, cluster: Cluster, store: Store, identity: str) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._identity = identity
+        self._wanted: dict[Key, Desired] = {}
+        self._busy: set[Key] = set()
+        self._work = asyncio.Event()
+
+    def want(self, wishes: Mapping[Key, Desired]) -> None:
+        """Queue what differs from the status that the store shows."""
+        now = datetime.now(UTC)
+        for key, desired in wishes.items():
+            seen = self._store.seen(key)
+            if key in self._busy or (seen and patch(seen.status, desired, now) is not None):
+                self._wanted[key] = desired
+            else:
+                self._wanted.pop(key, None)
+        if self._wanted:
+            self._work.set()
+
+    async def run(self) -> None:
+        """Never returns; ends by cancellation, or with NotLeading in an ExceptionGroup."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WRITERS):
+                group.create_task(self._write_forever())
+
+    async def _write_forever(self) -> None:
+        while True:
+            key = next((key for key in self._wanted if key not in self._busy), None)
+            if key is None:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            desired = self._wanted.pop(key)
+            self._busy.add(key)
+            try:
+                await self._write(key, desired)
+            finally:
+                self._busy.discard(key)
+
+    async def _write(self, key: Key, desired: Desired) -> None:
+        kind, namespace, name = key
+        for attempt in range(_TRIES):
+            seen = self._store.seen(key)
+            if seen is None or seen.uid != desired.uid:
+                return
+            change = patch(seen.status, desired, datetime.now(UTC))
+            if change is None:
+                return
+            happened = notes(seen.status, desired)
+            try:
+                answer = await self._cluster.patch(
+                    path(kind, namespace, name, sub="status"),
+                    {"metadata": {"uid": desired.uid}, "status": change},
+                )
+                self._store.observe(kind, answer, BY_KIND)
+                await self._post(key, seen, answer, happened)
+                return
+            except CallError as error:
+                if error.status in (404, _CONFLICT):
+                    return
+                if not error.transient:
+                    _log.error("status refused", kind=kind, namespace=namespace, name=name,
+                               error=str(error))  # fmt: skip
+                    return
+                await asyncio.sleep(error.retry_after or backoff(attempt))
+        _log.warning("status put off", kind=kind, namespace=namespace, name=name)
+
+    async def _post(
+        self, key: Key, seen: Seen, answer: Mapping[str, Any], happened: Sequence[Note]
+    ) -> None:
+        kind, namespace, name = key
+        for note in happened:
+            event = {
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {
+                    "namespace": namespace,
+                    "name": f"{name[:200]}.{uuid.uuid4().hex[:16]}",
+                },
+                "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                "reportingController": "tollhouse.dev/operator",
+                "reportingInstance": self._identity[:128],
+                "type": note.type,
+                "reason": note.reason,
+                "action": "Compile",
+                "note": note.text[:_MAX_NOTE],
+                "regarding": {
+                    "apiVersion": answer["apiVersion"],
+                    "kind": kind,
+                    "namespace": namespace,
+                    "name": name,
+                    "uid": seen.uid,
+                },
+            }
+            try:
+                await self._cluster.create(path("Event", namespace), event)
+            except CallError as error:
+                _log.warning("event not posted", kind=kind, name=name, error=str(error))

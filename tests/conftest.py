@@ -1,0 +1,47 @@
+"""Options and fixtures of the whole suite, and the rule that CI skips nothing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support import planted
+
+_skipped: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write what the code gives now into tests/golden/**/*.out.yaml; read the diff",
+    )
+
+
+@pytest.fixture(scope="session")
+def log_directory() -> Path:
+    """Where the processes that tests start write their logs; all of it is searched for secrets."""
+    return planted.log_directory()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped.append(report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a machine cannot run is skipped there with its reason; CI is to be able to run it all."""
+    if _skipped and os.environ.get("CI"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _skipped and os.environ.get("CI"):
+        terminalreporter.section("skipped in CI, where nothing may be", red=True)
+        for nodeid in _skipped:
+            terminalreporter.line(nodeid)

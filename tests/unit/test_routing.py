@@ -1,0 +1,165 @@
+"""Which route a model name comes to, and in which order its targets are tried."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from tollhouse import routing
+from tollhouse.errors import RequestError
+from tollhouse.snapshot import Key, Parameters, Route, Snapshot, Target
+
+
+def route(name: str, *models: str, **fields: object) -> Route:
+    namespace = str(fields.pop("namespace", "ai"))
+    return Route(namespace, name, models, (Target(f"{namespace}/p"),), **fields)  # type: ignore[arg-type]  # because the fields vary by test
+
+
+ROUTES = [
+    route("gpt", "openai/gpt-4o", "gpt-4o-team"),
+    route("o4", "openai/o4"),
+    route("openai", "openai/*"),
+    route("openai-mini", "openai/mini-*"),
+    route("llama", "llama3:8b"),
+    route("left", "left/twin"),
+    route("right", "right/twin"),
+    route("hidden", "secret/model", namespace="other", shared_with=("other",)),
+    route("lent", "lent/model", namespace="other", shared_with=("other", "ai")),
+]
+TABLE = routing.Table(Snapshot.of(routes=ROUTES), "digest")
+
+
+def caller(**fields: object) -> Key:
+    return Key("ai", "caller", **fields)  # type: ignore[arg-type]  # because the fields vary by test
+
+
+@pytest.mark.parametrize(
+    ("requested", "found", "model", "matched", "effort"),
+    [
+        ("openai/gpt-4o", "gpt", "openai/gpt-4o", None, None),
+        ("gpt-4o-team", "gpt", "openai/gpt-4o", None, None),
+        ("gpt-4o", "gpt", "openai/gpt-4o", None, None),
+        ("openai/o4:high", "o4", "openai/o4", None, "high"),
+        ("o4:max", "o4", "openai/o4", None, "max"),
+        ("llama3:8b", "llama", "llama3:8b", None, None),
+        ("openai/new", "openai", "openai/new", "new", None),
+        ("openai/new:low", "openai", "openai/new", "new", "low"),
+        ("openai/mini-7", "openai-mini", "openai/mini-7", "7", None),
+        ("fast", "o4", "openai/o4", None, None),
+        ("fast:low", "o4", "openai/o4", None, "low"),
+        ("lent/model", "lent", "lent/model", None, None),
+    ],
+)
+def test_a_name_resolves_as_documented(
+    requested: str, found: str, model: str, matched: str | None, effort: str | None
+) -> None:
+    resolution = TABLE.resolve(caller(model_aliases={"fast": "openai/o4"}), requested)
+    assert (resolution.route.name, resolution.model) == (found, model)
+    assert (resolution.matched, resolution.effort) == (matched, effort)
+    assert resolution.requested == requested
+
+
+@pytest.mark.parametrize(
+    "requested", ["nope", "twin", "secret/model", "openai/", "llama3", ":high"]
+)
+def test_a_name_that_no_route_has_is_the_callers_mistake(requested: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        TABLE.resolve(caller(), requested)
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    assert "secret" not in caught.value.message.replace(repr(requested), "")
+
+
+def test_a_near_name_is_offered() -> None:
+    with pytest.raises(RequestError, match=r"Did you mean .*gpt-4o-team"):
+        TABLE.resolve(caller(), "gpt-4o-teem")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "requested"),
+    [
+        (("openai/*",), "gpt-4o"),
+        (("gpt-4o-team",), "openai/gpt-4o"),
+        (("openai/new",), "openai/new"),
+    ],
+)
+def test_an_allow_list_knows_a_route_by_all_its_names(
+    allowed: tuple[str, ...], requested: str
+) -> None:
+    resolution = TABLE.resolve(caller(allowed_models=allowed), requested)
+    assert resolution.requested == requested
+
+
+@pytest.mark.parametrize(
+    ("allowed", "requested"),
+    [((), "gpt-4o"), (("openai/new",), "openai/newer"), (("llama*",), "openai/o4")],
+)
+def test_a_model_outside_the_allow_list_is_forbidden(
+    allowed: tuple[str, ...], requested: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        TABLE.resolve(caller(allowed_models=allowed), requested)
+    assert (caught.value.status, caught.value.code) == (403, "model_not_allowed")
+
+
+def test_an_alias_does_not_widen_the_allow_list() -> None:
+    with pytest.raises(RequestError, match="may not use"):
+        TABLE.resolve(caller(allowed_models=("fast",), model_aliases={"fast": "openai/o4"}), "fast")
+
+
+@pytest.mark.parametrize(
+    ("caps", "requested", "cap"),
+    [
+        ({}, "openai/o4", None),
+        ({"openai/o4": 10, "*": 5}, "openai/o4", 10),
+        ({"openai/*": 20, "*": 5}, "openai/o4", 20),
+        ({"gpt-4o-team": 7}, "openai/gpt-4o", 7),
+        ({"*": 5}, "llama3:8b", 5),
+    ],
+)
+def test_the_most_specific_cap_applies(
+    caps: dict[str, int], requested: str, cap: int | None
+) -> None:
+    assert TABLE.resolve(caller(max_tokens=caps), requested).max_tokens == cap
+
+
+def test_the_lower_of_two_caps_applies() -> None:
+    capped = route("capped", "x/capped", parameters=Parameters(max_tokens=100))
+    table = routing.Table(Snapshot.of(routes=[capped]), "digest")
+    assert table.resolve(caller(), "x/capped").max_tokens == 100
+    assert table.resolve(caller(max_tokens={"*": 50}), "x/capped").max_tokens == 50
+
+
+def test_a_caller_sees_only_what_it_may_call() -> None:
+    names = [route.name for route in TABLE.visible(caller(allowed_models=("openai/*", "lent/*")))]
+    assert names == ["lent", "openai", "gpt", "openai-mini", "o4"]
+    assert [route.name for route in TABLE.visible(Key("elsewhere", "k"))] == [
+        r.name for r in sorted(ROUTES, key=lambda r: r.models[0]) if r.shared_with is None
+    ]
+
+
+def test_targets_go_by_priority_and_then_by_weight() -> None:
+    heavy, light = Target("ai/heavy", weight=90), Target("ai/light", weight=10)
+    spare, last = Target("ai/spare", priority=1), Target("ai/last", weight=0)
+    draw = random.Random(7).random
+    firsts: Counter[str] = Counter()
+    for _ in range(4000):
+        levels = routing.order([spare, light, heavy, last], draw)
+        assert [len(level) for level in levels] == [3, 1]
+        assert levels[0][-1] is last
+        assert levels[1] == [spare]
+        firsts[levels[0][0].provider] += 1
+    assert 0.87 < firsts["ai/heavy"] / 4000 < 0.93
+
+
+@pytest.mark.parametrize(
+    ("target", "requested", "expected"),
+    [
+        (Target("ai/p", model="theirs"), "openai/new", "theirs"),
+        (Target("ai/p"), "openai/new", "new"),
+        (Target("ai/p"), "llama3:8b", "llama3:8b"),
+    ],
+)
+def test_the_provider_is_asked_for_its_own_name(
+    target: Target, requested: str, expected: str
+) -> None:
+    assert routing.upstream_model(TABLE.resolve(caller(), requested), target) == expected
