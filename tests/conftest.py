@@ -35,7 +35,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What a machine cannot run is skipped there with its reason; CI is to be able to run it all."""
+    """What a machine cannot run is skipped with its reason; CI is to be able to run all."""
     if _skipped and os.environ.get("CI"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

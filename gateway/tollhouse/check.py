@@ -108,7 +108,7 @@ def check(path: Path, environ: Mapping[str, str]) -> Report:
 
 def render(report: Report, console: Console) -> None:
     """Prints the report: per file, a line for each remark, then a summary."""
-    for file, remarks in groupby(report.remarks, lambda remark: remark.file):
+    for _, remarks in groupby(report.remarks, lambda remark: remark.file):
         rows = list(remarks)
         width = max(len(row.place()) for row in rows)
         for row in rows:
@@ -122,8 +122,7 @@ def render(report: Report, console: Console) -> None:
                 ),
                 soft_wrap=True,
             )
-        if file != report.remarks[-1].file:
-            console.print()
+        console.print()
     style = "bold red" if report.errors else "yellow" if report.warnings else "green"
     console.print(Text(report.summary(), style=style), soft_wrap=True)
 

@@ -170,7 +170,7 @@ def _refused(it: Refused) -> list[Finding]:
             condition="Accepted",
             severity="Error",
             reason=Reason.INVALID,
-            message=f"{problem.message}; {kept}" if number == last else problem.message,
+            message=f"{problem.message} ({kept})" if number == last else problem.message,
             path=dotted(problem.path),
         )
         for number, problem in enumerate(it.problems)

@@ -151,51 +151,54 @@ class FolderReader:
         return files
 
     def _find_objects(self, problems: list[FolderProblem]) -> dict[_Identity, _Origin]:
-        """Where each object is. Of several places the one that it was in before has it, else the
-        first; the others are problems, as is what is no object. A file with something that is no
-        object keeps the objects that it had: that may be one of them, with its name mistyped."""
+        """Where each object is; what is no object is a problem."""
         places: dict[_Identity, list[_Origin]] = {}
-        mistaken: set[str] = set()
+        mistakes: list[FolderProblem] = []
         for name, file in self._files.items():
             for document in file.documents:
                 mistake = _mistake(document.value)
                 if mistake is not None:
                     path, message = mistake
                     line = manifests.line_of(file.text, document, path)
-                    kept = _KEPT if any(it.file == name for it in self._origins.values()) else ""
-                    problems.append(FolderProblem(name, line, f"{message}{kept}"))
-                    mistaken.add(name)
+                    mistakes.append(FolderProblem(name, line, message))
                     continue
                 identity = identify(document.value)
                 if identity is not None:
                     places.setdefault(identity, []).append(_Origin(name, file.text, document))
-        for identity, before in self._origins.items():
-            if before.file in mistaken:
-                places.setdefault(identity, [before])
-        origins: dict[_Identity, _Origin] = {}
-        for identity, found in places.items():
-            chosen = found[0]
-            if identity in self._origins:
-                last = self._origins[identity].file
-                chosen = next((it for it in found if it.file == last), chosen)
-            origins[identity] = chosen
-            kind, (namespace, object_name) = identity
-            full_name = object_name if kind == "Namespace" else f"{namespace}/{object_name}"
-            problems += [
-                FolderProblem(
-                    file=other.file,
-                    line=other.document.line,
-                    message=(
-                        f"the {kind} {full_name} stands twice; the one at {chosen.file}:"
-                        f"{chosen.document.line} is in force, remove one of them"
-                    ),
-                    kind=kind,
-                    name=full_name,
-                )
-                for other in found
-                if other is not chosen
-            ]
-        return origins
+        # What is no object may be one whose name was mistyped, so the file's others stay.
+        mistaken = {mistake.file for mistake in mistakes}
+        kept = {
+            identity: before
+            for identity, before in self._origins.items()
+            if before.file in mistaken and identity not in places
+        }
+        places |= {identity: [before] for identity, before in kept.items()}
+        keepers = {before.file for before in kept.values()}
+        problems += [
+            replace(it, message=f"{it.message}{_KEPT}") if it.file in keepers else it
+            for it in mistakes
+        ]
+        return {it: self._choose(it, found, problems) for it, found in places.items()}
+
+    def _choose(
+        self, identity: _Identity, found: list[_Origin], problems: list[FolderProblem]
+    ) -> _Origin:
+        """Of several places for an object, the file that it was in before, else the first; the
+        others are problems."""
+        before = self._origins.get(identity, found[0])
+        chosen = next((it for it in found if it.file == before.file), found[0])
+        kind, (namespace, name) = identity
+        full_name = name if kind == "Namespace" else f"{namespace}/{name}"
+        for other in found:
+            if other is chosen:
+                continue
+            message = (
+                f"the {kind} {full_name} stands twice; the one at "
+                f"{chosen.file}:{chosen.document.line} is in force, remove one of them"
+            )
+            line = other.document.line
+            problems.append(FolderProblem(other.file, line, message, kind=kind, name=full_name))
+        return chosen
 
 
 def _mistake(value: Any) -> tuple[manifests.Path, str] | None:

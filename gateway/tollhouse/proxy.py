@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 
 import structlog
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, web
 
 from tollhouse import auth, failures, upstream
 from tollhouse.api import chat, envelope, sse
@@ -159,14 +159,13 @@ class Proxy:
 
     def _record(self, exchange: "Exchange") -> None:
         metrics, trail = self._metrics, exchange.trail
-        metrics.requests.labels(exchange.route, exchange.status, exchange.code).inc()
-        metrics.duration.labels(exchange.route).observe(time.monotonic() - exchange.started)
+        metrics.requests(exchange.route, exchange.status, exchange.code).inc()
+        metrics.duration(exchange.route).observe(time.monotonic() - exchange.started)
         if trail.attempts:
             metrics.overhead.observe(exchange.overhead())
         if trail.usage is not None:
-            tokens = metrics.tokens
-            tokens.labels(exchange.route, "input").inc(trail.usage.prompt_tokens)
-            tokens.labels(exchange.route, "output").inc(trail.usage.completion_tokens)
+            metrics.tokens(exchange.route, "input").inc(trail.usage.prompt_tokens)
+            metrics.tokens(exchange.route, "output").inc(trail.usage.completion_tokens)
 
 
 class Exchange:
@@ -265,15 +264,13 @@ async def read_body(request: web.BaseRequest, limit: int, seconds: float) -> byt
         raise _too_large(limit)
     if headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    pieces = []
-    size = 0
+    content = request.content
     try:
+        if content.is_eof():
+            # It came together with the head: nothing to wait for.
+            return await _read(content, limit)
         async with asyncio.timeout(seconds):
-            while piece := await request.content.readany():
-                size += len(piece)
-                if size > limit:
-                    raise _too_large(limit)
-                pieces.append(piece)
+            return await _read(content, limit)
     except TimeoutError:
         raise RequestError(
             "request_timeout", f"The body did not arrive within {seconds:g} s. Send it again."
@@ -282,6 +279,16 @@ async def read_body(request: web.BaseRequest, limit: int, seconds: float) -> byt
         raise RequestError(
             "invalid_http", "The body ended early or is not encoded as its headers say."
         ) from None
+
+
+async def _read(content: StreamReader, limit: int) -> bytes:
+    pieces = []
+    size = 0
+    while piece := await content.readany():
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

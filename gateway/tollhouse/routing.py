@@ -158,7 +158,8 @@ def _find(view: _View, name: str) -> tuple[Route, str, str | None] | None:
     """(route, canonical model id, what ``*`` matched) for a name without alias and suffix."""
     route = view.exact.get(name) or view.bare.get(name)
     if route is not None:
-        return route, route.models[0], None
+        canonical = route.models[0]
+        return route, name if canonical.endswith("*") else canonical, None
     for prefix, wildcard in view.wildcards:
         if name.startswith(prefix) and len(name) > len(prefix):
             return wildcard, name, name[len(prefix) :]

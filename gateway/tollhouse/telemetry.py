@@ -6,10 +6,11 @@ its traces form) is set; without it nothing is recorded, and a caller's ``tracep
 as it came. Names follow OpenTelemetry's semantic conventions for generative AI and HTTP clients.
 """
 
+import functools
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -32,16 +33,20 @@ _OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0
 
 
 class Metrics:
-    """The gateway's series. One per process; ``registry`` lets a test have its own."""
+    """The gateway's series. One per process; ``registry`` lets a test have its own.
+
+    A series with labels is a function from the labels' values, in the order of its declaration, to
+    the series that counts: looking one up in a cache costs a tenth of asking the library.
+    """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter(
+        requests = Counter(
             "tollhouse_requests",
             "Requests answered, by route (namespace/name), status and error code.",
             ["route", "status", "code"],
             registry=registry,
         )
-        self.duration = Histogram(
+        duration = Histogram(
             "tollhouse_request_duration_seconds",
             "From the request's head to the last byte of its answer.",
             ["route"],
@@ -54,20 +59,20 @@ class Metrics:
             buckets=_OVERHEAD,
             registry=registry,
         )
-        self.attempts = Counter(
+        attempts = Counter(
             "tollhouse_upstream_attempts",
             "Attempts at providers (namespace/name), by outcome.",
             ["provider", "outcome"],
             registry=registry,
         )
-        self.first_byte = Histogram(
+        first_byte = Histogram(
             "tollhouse_upstream_first_byte_seconds",
             "From sending a request to a provider to the head of its answer.",
             ["provider"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.tokens = Counter(
+        tokens = Counter(
             "tollhouse_tokens",
             "Tokens that providers reported, by route and direction (input or output).",
             ["route", "direction"],
@@ -90,6 +95,14 @@ class Metrics:
             "Configurations put in force.",
             registry=registry,
         )
+        self.requests: Callable[[str, int, str], Counter] = _cached(requests.labels)
+        self.duration: Callable[[str], Histogram] = _cached(duration.labels)
+        self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
+        self.first_byte: Callable[[str], Histogram] = _cached(first_byte.labels)
+        self.tokens: Callable[[str, str], Counter] = _cached(tokens.labels)
+
+
+_cached = functools.lru_cache(maxsize=4096)
 
 
 def exposition() -> bytes:

@@ -39,6 +39,11 @@ class Answer(Protocol):
     status: int
     headers: Mapping[str, str]
 
+    @property
+    def waits(self) -> bool:
+        """Whether ``chunk`` may have to wait: False once all of the body is here."""
+        ...
+
     async def chunk(self) -> bytes:
         """The next piece of the body as it arrives, b"" at its end.
 
@@ -147,6 +152,10 @@ class _HTTPAnswer:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
+    @property
+    def waits(self) -> bool:
+        return not self._response.content.is_eof()
+
     async def chunk(self) -> bytes:
         try:
             return await self._response.content.readany()
@@ -193,6 +202,10 @@ class _MockAnswer:
         self._played = 0
         self.status = status
         self.headers: Mapping[str, str] = {"Content-Type": script.content_type}
+
+    @property
+    def waits(self) -> bool:
+        return True
 
     async def chunk(self) -> bytes:
         script, number = self._script, self._played

@@ -112,7 +112,7 @@ class _Attempt:
                     provider, outgoing, self.target.timeouts.connect
                 )
             self._span.first_byte(answer.status)
-            self._upstream.metrics.first_byte.labels(provider.id).observe(time.monotonic() - begun)
+            self._upstream.metrics.first_byte(provider.id).observe(time.monotonic() - begun)
             if answer.status >= 300:
                 raise await self._refusal(answer)
             return await finish(self, answer)
@@ -130,7 +130,7 @@ class _Attempt:
             return
         self._ended = True
         self._upstream.leave(self._provider)
-        self._upstream.metrics.attempts.labels(self._provider.id, outcome).inc()
+        self._upstream.metrics.attempts(self._provider.id, outcome).inc()
         if usage is not None:
             self._span.usage(usage.prompt_tokens, usage.completion_tokens)
         self._span.end(outcome)
@@ -146,10 +146,13 @@ class _Attempt:
         pieces: list[bytes] = []
         size = 0
         while True:
-            async with self.bound("idle", self.target.timeouts.idle):
+            if answer.waits:
+                async with self.bound("idle", self.target.timeouts.idle):
+                    piece = await answer.chunk()
+            else:
                 piece = await answer.chunk()
             if not piece:
-                return b"".join(pieces)
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
             size += len(piece)
             if size > limit:
                 raise BrokenAnswer(f"the answer is larger than {limit} bytes")

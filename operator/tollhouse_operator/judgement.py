@@ -34,6 +34,7 @@ one write is enough."""
 NO_GATEWAYS_SECONDS = 10.0
 """How long there must be no gateway before objects that were live say so."""
 _BATCH = 200
+_NOTHING = Desired("", 0, (), {})
 _UNENFORCED = ("RateLimitPolicy", "Budget")
 
 _State = tuple[str, int, bool, tuple[Finding, ...]]
@@ -155,7 +156,7 @@ class Judgement:
                 desired = self._desired(key, census)
                 if desired is None:
                     early = True
-                elif desired.uid:
+                elif desired is not _NOTHING:
                     wishes[key] = desired
                 if number % _BATCH == _BATCH - 1:
                     await asyncio.sleep(0)
@@ -181,16 +182,15 @@ class Judgement:
     def _desired(self, key: Key, census: Census) -> Desired | None:
         """What the object's status should be; None when it is too early to say.
 
-        A uid that is empty means that there is nothing to write.
+        ``_NOTHING`` means that there is nothing to write.
         """
         standing, seen = self._standings.get(key), self._store.seen(key)
         if standing is None or seen is None:
             self._unsettled.discard(key)
-            return Desired("", 0, (), {})
+            return _NOTHING
         uid, generation, present, findings = standing.state
         if (seen.uid, seen.generation) != (uid, generation):
-            self._unsettled.add(key)
-            return None  # a rebuild that knows this version is on its way
+            return _NOTHING  # a rebuild that knows this version is on its way
         compiled = [
             Condition(one.type, one.status, str(one.reason), one.message)
             for one in conditions(key[0], findings)
@@ -198,8 +198,7 @@ class Judgement:
         accepted = all(one.status == "True" for one in compiled if one.type == "Accepted")
         if isinstance(standing.resource, ApiKey):
             if self._making_key(standing.resource.ref):
-                self._unsettled.add(key)
-                return None
+                return _NOTHING  # and judged again as soon as it is made
             compiled = self._with_trouble(standing.resource, compiled)
         live = self._programmed(key, standing, accepted, present, census)
         well = all(one.status == "True" for one in compiled)

@@ -17,8 +17,9 @@ from typing import Any
 import structlog
 
 from tollhouse.auth import checksum_holds, new_key
-from tollhouse.resources import GROUP, VERSION, ApiKey, Ref, Resources
+from tollhouse.resources import GROUP, VERSION, ApiKey, Ref
 from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.pulse import Pulse
 from tollhouse_operator.store import BY_LABEL, Store
 
 _log = structlog.get_logger(__name__)
@@ -122,11 +123,11 @@ def change_to(found: Mapping[str, Any], base_url: str) -> dict[str, Any] | None:
 
 class Keys:
     """Gives every ApiKey its Secret. The store learns of each Secret from the write's own answer,
-    so a new key is published without waiting for a watch. ``settled`` is called whenever an
-    ApiKey is no longer worked on."""
+    so a new key is published without waiting for a watch. ``settled`` is called with each ApiKey
+    that is no longer worked on."""
 
     def __init__(
-        self, cluster: Cluster, store: Store, base_url: str, settled: Callable[[], None]
+        self, cluster: Cluster, store: Store, base_url: str, settled: Callable[[Ref], None]
     ) -> None:
         self._cluster = cluster
         self._store = store
@@ -135,12 +136,12 @@ class Keys:
         self._working: dict[Ref, asyncio.Task[None]] = {}
         self._given_up: dict[Ref, _GivenUp] = {}
         self._calls = asyncio.Semaphore(_PARALLEL)
-        self._due = asyncio.Event()
+        self._due = Pulse(quiet=0.005, most=0.1)
         self._passed = asyncio.Event()
 
     def look(self) -> None:
         """ApiKeys or their Secrets may have changed: see whether one lacks its key."""
-        self._due.set()
+        self._due.beat()
 
     def working(self, api_key: Ref) -> bool:
         """Whether this ApiKey's Secret is being made at this moment."""
@@ -163,8 +164,7 @@ class Keys:
                 await asyncio.wait(list(self._working.values()))
             self._passed.set()
             while True:
-                await self._due.wait()
-                self._due.clear()
+                await self._due.next(None)
                 self._start(group)
 
     def _start(self, group: asyncio.TaskGroup) -> None:
@@ -172,18 +172,15 @@ class Keys:
         for ref in self._given_up.keys() - resources.api_keys.keys():
             del self._given_up[ref]
         for ref, api_key in resources.api_keys.items():
-            if not self._lacks(api_key, resources):
+            if not self._lacks(api_key):
                 self._given_up.pop(ref, None)
             elif ref not in self._working and not self._still_given_up(ref):
                 self._working[ref] = group.create_task(self._ensure(api_key))
 
-    def _lacks(self, api_key: ApiKey, resources: Resources) -> bool:
+    def _lacks(self, api_key: ApiKey) -> bool:
         """Whether no Secret with a key is followed on behalf of this ApiKey."""
         seen = self._store.seen(("Secret", *secret_of(api_key)))
-        if seen is None or BY_LABEL not in seen.sources:
-            return True
-        secret = resources.secrets.get(secret_of(api_key))
-        return secret is None or KEY not in secret.data or not secret.data[KEY].value
+        return seen is None or BY_LABEL not in seen.sources or KEY not in seen.data
 
     def _still_given_up(self, ref: Ref) -> bool:
         given_up = self._given_up.get(ref)
@@ -198,7 +195,7 @@ class Keys:
         ref = _ref(api_key)
         failures = 0
         try:
-            while self._lacks(api_key, self._store.resources()) and not self._gone(api_key):
+            while self._lacks(api_key) and not self._gone(api_key):
                 try:
                     await self._provide(api_key)
                     self._given_up.pop(ref, None)
@@ -213,7 +210,7 @@ class Keys:
                     failures += 1
         finally:
             del self._working[ref]
-            self._settled()
+            self._settled(ref)
 
     def _give_up(self, api_key: ApiKey, error: CallError) -> None:
         namespace, name = secret_of(api_key)

@@ -14,7 +14,7 @@ import structlog
 
 from tollhouse.compile import Compiled, compile_snapshot
 from tollhouse.errors import ClusterError
-from tollhouse.resources import Resources
+from tollhouse.resources import Ref, Resources
 from tollhouse.snapshot import shards
 from tollhouse_operator.cluster import Cluster, backoff
 from tollhouse_operator.fleet import Census, Fleet
@@ -33,6 +33,7 @@ _QUIET_SECONDS = 0.05
 _MOST_SECONDS = 0.25
 _TICK_SECONDS = 5.0
 _VERIFY_SECONDS = 60.0
+_REST_SECONDS = 1.0
 _REFERENCE_SECONDS = 2.0
 """How long a rebuild waits for a reference that is new, so that a changed one is not taken for a
 missing one; it does not wait for ever, because a revoked key may be in the same rebuild."""
@@ -88,13 +89,16 @@ class Leader:
         await self._keys.until_passed()
         limit: float | None = None
         verified = monotonic()
+        rest_until = 0.0
         failures = 0
         due = True
         while True:
             try:
                 if due:
+                    began = monotonic()
                     await self._rebuild(limit)
                     limit = _REFERENCE_SECONDS
+                    rest_until = monotonic() + min(monotonic() - began, _REST_SECONDS)
                 await self._publisher.sweep()
                 if monotonic() - verified > _VERIFY_SECONDS:
                     verified = monotonic()
@@ -102,6 +106,8 @@ class Leader:
                         self._pulse.beat()
                 failures = 0
                 due = await self._pulse.next(_TICK_SECONDS)
+                # Under a flood of changes, half of the time belongs to everything else.
+                await asyncio.sleep(max(0.0, rest_until - monotonic()))
                 self._keys.look()
                 self._judgement.tick()
             except ClusterError as error:
@@ -144,8 +150,8 @@ class Leader:
     def _fleet_changed(self) -> None:
         self._judgement.fleet_changed()
 
-    def _key_settled(self) -> None:
-        self._judgement.fleet_changed()
+    def _key_settled(self, api_key: Ref) -> None:
+        self._judgement.touched(("ApiKey", *api_key))
 
 
 def _compile(resources: Resources) -> tuple[Compiled, dict[str, bytes]]:

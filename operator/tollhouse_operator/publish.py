@@ -13,7 +13,7 @@ write fails, everything is read anew, and the caller tries again.
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -41,6 +41,9 @@ _log = structlog.get_logger(__name__)
 
 GRACE_SECONDS = 10.0
 """How long a freed slot stays for gateways that still read by the index before."""
+COOL_SECONDS = 1.0
+"""How long a freed slot is not written to. Under a flood of changes publishing waits for it:
+gateways could otherwise never finish reading before what they read is gone."""
 _PARALLEL = 8
 SNAPSHOT_LABEL = "tollhouse.dev/snapshot"
 
@@ -92,9 +95,15 @@ class Published:
 class Publisher:
     """Keeps the snapshot's Secrets; one caller at a time."""
 
-    def __init__(self, slots: Slots, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        clock: Callable[[], float] = monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._slots = slots
         self._clock = clock
+        self._sleep = sleep
         self._known = False
         self._index: Index | None = None
         self._versions: dict[int, str] = {}
@@ -146,6 +155,8 @@ class Publisher:
         placed = {name: self._holder(name, digest) for name, digest in digests.items()}
         taken = {slot for slot in placed.values() if slot is not None}
         free = self._free(taken)
+        needed = sum(slot is None for slot in placed.values())
+        await self._cooled(free[:needed])
         refs: dict[str, ShardRef] = {}
         fresh: dict[int, str] = {}
         for name in sorted(shards):
@@ -210,6 +221,12 @@ class Publisher:
         """Slots to write to: those that do not exist first, then the longest free."""
         usable = set(range(1, SLOTS)) - self._in_force() - taken
         return sorted(usable, key=lambda slot: (self._freed.get(slot, 0.0), slot))
+
+    async def _cooled(self, slots: Sequence[int]) -> None:
+        latest = max((self._freed.get(slot, 0.0) for slot in slots), default=0.0)
+        wait = latest + COOL_SECONDS - self._clock()
+        if latest and wait > 0:
+            await self._sleep(wait)
 
     async def _write_shards(self, shards: Mapping[int, bytes]) -> None:
         gate = asyncio.Semaphore(_PARALLEL)

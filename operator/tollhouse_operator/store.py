@@ -28,12 +28,16 @@ _API_VERSIONS = dict.fromkeys(KINDS, f"{GROUP}/{VERSION}")
 
 @dataclass(slots=True)
 class Seen:
-    """The newest version of one object that any watch showed. ``status`` is the object's own."""
+    """The newest version of one object that any watch showed.
+
+    ``status`` is a custom resource's own; ``data`` names a Secret's entries that are not empty.
+    """
 
     uid: str
     version: int
     generation: int
     status: Mapping[str, Any]
+    data: frozenset[str]
     sources: set[str] = field(default_factory=set)
 
 
@@ -67,6 +71,9 @@ class Store:
             version=version,
             generation=metadata.get("generation", 0),
             status=(manifest.get("status") or {}) if kind in KINDS else {},
+            data=frozenset(name for name, value in (manifest.get("data") or {}).items() if value)
+            if kind == "Secret"
+            else frozenset(),
             sources={source} if seen is None else seen.sources | {source},
         )
         api_version = _API_VERSIONS.get(kind, "v1")

@@ -1,25 +1,20 @@
 """What callers do to their connections, by hand over real sockets."""
 
 import asyncio
-import contextlib
 import signal
 import socket
-import ssl
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import uvloop
 from aiohttp import web
 
 from support import gateway as g
 from support import raw
 from support import upstream as u
 from support.gateway import Gateway
-from tollhouse import server
 
 SECRET = "sk-th-PLANTED-in-the-wrong-place"
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -354,103 +349,6 @@ class TestADrain:
                 assert answer.status == 200
                 assert b"x" * 10_000_000 in answer.body
                 assert await asyncio.to_thread(gateway.process.wait, 5) == 0
-
-
-class TestTimeBounds:
-    """With the constants made short; the listener is ours, in a loop like the process's own."""
-
-    async def test_a_head_that_comes_drop_by_drop(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server, "_HEAD_SECONDS", 0.5)
-        async with listening() as port:
-            async with raw.connection(port) as (reader, writer):
-                begun = time.monotonic()
-                writer.write(b"GET / HTTP/1.1\r\nX: ")
-                for _ in range(7):
-                    writer.write(b"y")
-                    await asyncio.sleep(0.1)
-                answer = await raw.read_answer(reader)
-                assert (answer.status, answer.error["code"]) == (408, "request_timeout")
-                assert await reader.read() == b""
-                assert 0.4 < time.monotonic() - begun < 2
-
-    async def test_a_second_head_that_comes_drop_by_drop(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(server, "_HEAD_SECONDS", 0.5)
-        async with listening() as port:
-            async with raw.connection(port) as (reader, writer):
-                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert (await raw.read_answer(reader)).status == 200
-                await asyncio.sleep(0.7)
-                writer.write(b"GET / HT")
-                assert (await raw.read_answer(reader)).status == 408
-
-    async def test_a_slow_answer_is_not_a_slow_head(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server, "_HEAD_SECONDS", 0.3)
-        async with listening(delay=0.6) as port:
-            async with raw.connection(port) as (reader, writer):
-                writer.write(b"GET / HTTP/1.1\r\n")
-                await asyncio.sleep(0.1)
-                writer.write(b"Host: x\r\n\r\nGET /")
-                await asyncio.sleep(0.1)
-                writer.write(b" HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert (await raw.read_answer(reader)).status == 200
-                assert (await raw.read_answer(reader)).status == 200
-
-    async def test_a_connection_that_says_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server, "_KEEP_ALIVE", 0.5)
-        async with listening() as port:
-            begun = time.monotonic()
-            assert await raw.exchange(port) == b""
-            assert 0.4 < time.monotonic() - begun < 2
-            async with raw.connection(port) as (reader, writer):
-                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert (await raw.read_answer(reader)).status == 200
-                async with asyncio.timeout(2):
-                    assert await reader.read() == b""
-
-    async def test_an_answer_that_nobody_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server, "_STALL_SECONDS", 0.5)
-        async with listening(size=50_000_000) as port:
-            async with raw.connection(port) as (reader, writer):
-                writer.transport.pause_reading()  # type: ignore[attr-defined]
-                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                await asyncio.sleep(1.5)
-                writer.transport.resume_reading()  # type: ignore[attr-defined]
-                with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-                    await raw.read_answer(reader)
-
-    async def test_an_answer_that_is_taken_slowly(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server, "_STALL_SECONDS", 0.5)
-        async with listening(size=30_000_000) as port:
-            async with raw.connection(port) as (_, writer):
-                with socket.create_connection(("127.0.0.1", port)) as slow:
-                    slow.setblocking(False)
-                    loop = asyncio.get_running_loop()
-                    await loop.sock_sendall(slow, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                    received = 0
-                    while received < 30_000_000:
-                        piece = await loop.sock_recv(slow, 2_000_000)
-                        assert piece, f"cut after {received} bytes"
-                        received += len(piece)
-                        await asyncio.sleep(0.1)
-
-
-@asynccontextmanager
-async def listening(delay: float = 0, size: int = 2) -> AsyncIterator[int]:
-    """The callers' port alone, answering everything after ``delay`` seconds with ``size`` bytes."""
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        await asyncio.sleep(delay)
-        return web.Response(body=b"x" * size)
-
-    calls = server.Server(handle)
-    listener = await asyncio.get_running_loop().create_server(calls, "127.0.0.1", 0)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        await calls.shutdown(0.1)
 
 
 async def endless(received: u.Received, request: web.Request) -> web.StreamResponse:

@@ -1,14 +1,12 @@
 """The cluster source against a real API server, with the rights of a gateway and no more."""
 
 import asyncio
-import base64
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,14 +14,16 @@ import yaml
 from structlog.testing import capture_logs
 from yarl import URL
 
+from support.gateway_account import account
 from support.kubernetes import KubernetesCluster
+from support.line import Line
+from support.snapshot_secrets import Publisher
 from tollhouse import kube
 from tollhouse.errors import ClusterError
 from tollhouse.kube import Cluster, SecretData
 from tollhouse.kubeconfig import find_access
 from tollhouse.snapshot import (
     FORMAT,
-    INDEX_KEY,
     SHARD_KEY,
     SLOTS,
     Credential,
@@ -35,7 +35,6 @@ from tollhouse.snapshot import (
     Snapshot,
     Target,
     digest_of,
-    encode_index,
     key_digest,
     shards,
     slot_name,
@@ -44,7 +43,6 @@ from tollhouse.snapshot import (
 from tollhouse.source import SecretSource, Update
 
 NAME = "tollhouse-snapshot"
-ACCOUNT = "gateway"
 
 
 def _snapshot(number: int, keys: int = 40) -> Snapshot:
@@ -62,86 +60,6 @@ def _number(update: Update) -> int:
 
 def _digest(snapshot: Snapshot) -> str:
     return whole_digest({name: digest_of(data) for name, data in shards(snapshot).items()})
-
-
-def _role(*verbs_of_the_index: str) -> list[dict[str, Any]]:
-    """The Role that kube.py documents, and its binding."""
-    slots = [slot_name(NAME, slot) for slot in range(SLOTS)]
-    meta = {"name": ACCOUNT}
-    return [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "Role",
-            "metadata": meta,
-            "rules": [
-                {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"],
-                 "resourceNames": slots},
-                {"apiGroups": [""], "resources": ["secrets"], "verbs": list(verbs_of_the_index),
-                 "resourceNames": slots[:1]},
-            ],
-        },
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": meta,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
-            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT}],
-        },
-    ]  # fmt: skip
-
-
-class Publisher:
-    """Writes Secrets as the operator does: changed shards beside the old ones, the index last."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: URL) -> None:
-        self._session = session
-        self._url = url
-        self._exists: set[str] = set()
-        self._placed: dict[str, ShardRef] = {}
-
-    async def write(self, slot: int, data: dict[str, bytes]) -> None:
-        name = slot_name(NAME, slot)
-        body = {
-            "metadata": {"name": name},
-            "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
-        }
-        if name in self._exists:
-            answer = await self._session.put(self._url / name, json=body)
-        else:
-            answer = await self._session.post(self._url, json=body)
-        assert answer.ok, answer.status
-        answer.release()
-        self._exists.add(name)
-
-    async def delete(self, slot: int) -> None:
-        name = slot_name(NAME, slot)
-        (await self._session.delete(self._url / name)).release()
-        self._exists.discard(name)
-
-    async def shards(self, snapshot: Snapshot) -> Index:
-        """Writes the changed shards and returns the index, which is not written yet."""
-        encoded = shards(snapshot)
-        digests = {name: digest_of(data) for name, data in encoded.items()}
-        taken = {ref.slot for ref in self._placed.values()}
-        placed: dict[str, ShardRef] = {}
-        for name, digest in digests.items():
-            known = self._placed.get(name)
-            if known is not None and known.digest == digest:
-                placed[name] = known
-                continue
-            slot = next(number for number in range(1, SLOTS) if number not in taken)
-            taken.add(slot)
-            placed[name] = ShardRef(slot, digest)
-            await self.write(slot, {SHARD_KEY: encoded[name]})
-        self._placed = placed
-        return Index(FORMAT, whole_digest(digests), placed)
-
-    async def index(self, index: Index) -> None:
-        await self.write(0, {INDEX_KEY: encode_index(index)})
-
-    async def publish(self, snapshot: Snapshot) -> None:
-        await self.index(await self.shards(snapshot))
 
 
 @dataclass
@@ -207,28 +125,7 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
 @pytest.fixture
 def gateway_config(cluster: KubernetesCluster, namespace: str, tmp_path: Path) -> Path:
     """A kubeconfig with a service account's token: what a gateway pod has."""
-    return _account(cluster, namespace, tmp_path, "list", "watch")
-
-
-def _account(cluster: KubernetesCluster, namespace: str, directory: Path, *verbs: str) -> Path:
-    role = json.dumps({"apiVersion": "v1", "kind": "List", "items": _role(*verbs)})
-    cluster.kubectl("apply", "-n", namespace, "-f", "-", input=role)
-    token = cluster.kubectl("create", "token", ACCOUNT, "-n", namespace).stdout.strip()
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    (directory / "token").write_text(token)
-    config["users"] = [{"name": user["name"], "user": {"tokenFile": "token"}}
-                       for user in config["users"]]  # fmt: skip
-    path = directory / "gateway.kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    for _ in range(50):  # the authorizer learns of a new Role a moment later
-        answer = cluster.kubectl(
-            "auth", "can-i", "get", f"secret/{slot_name(NAME, 1)}", "-n", namespace,
-            f"--as=system:serviceaccount:{namespace}:{ACCOUNT}", check=False,
-        )  # fmt: skip
-        if answer.stdout.strip() == "yes":
-            return path
-        time.sleep(0.1)
-    raise AssertionError("the Role did not come into force")
+    return account(cluster, namespace, NAME, tmp_path, "list", "watch")
 
 
 @pytest.fixture
@@ -246,7 +143,7 @@ async def publisher(cluster: KubernetesCluster, namespace: str) -> AsyncIterator
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, timeout=timeout
     ) as session:
-        yield Publisher(session, access.server / "api/v1/namespaces" / namespace / "secrets")
+        yield Publisher(session, access.server / "api/v1/namespaces" / namespace / "secrets", NAME)
 
 
 async def _refused(call: Awaitable[object]) -> bool:
@@ -314,7 +211,7 @@ class TestRights:
     async def test_neither_list_nor_watch_can_be_left_out(
         self, cluster: KubernetesCluster, namespace: str, tmp_path: Path, verb: str
     ) -> None:
-        config = _account(cluster, namespace, tmp_path, verb)
+        config = account(cluster, namespace, NAME, tmp_path, verb)
         async with (
             Cluster.connect(config) as client,
             _following(client, namespace) as following,
@@ -479,72 +376,6 @@ class TestBroken:
             assert following.numbers == [1]
             await publisher.publish(_snapshot(2))
             await following.until_number(2)
-
-
-class Line:
-    """A TCP line to the API server that can be cut or frozen."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._open = asyncio.Event()
-        self._open.set()
-        self.refusing = False
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._drop()
-
-    def cut(self) -> None:
-        self.refusing = True
-        self._drop()
-
-    def freeze(self) -> None:
-        """Connections stay open and nothing goes through any more; new ones hang too."""
-        self._open.clear()
-
-    def mend(self) -> None:
-        """New connections work; what was frozen stays lost."""
-        self.refusing = False
-        if not self._open.is_set():
-            self._drop()
-            self._open.set()
-
-    def _drop(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        self._writers.add(writer)
-        if self.refusing:
-            writer.transport.abort()
-            return
-        await self._open.wait()
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
-        self._writers.add(far_writer)
-        await asyncio.gather(self._carry(reader, far_writer), self._carry(far_reader, writer))
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                await self._open.wait()
-                writer.write(data)
-                await writer.drain()
-        writer.transport.abort()
 
 
 @pytest.fixture

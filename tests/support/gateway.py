@@ -103,6 +103,7 @@ class Gateway:
         self.log = log
         self.port = 0
         self.ops_port = 0
+        self.ops_host = "127.0.0.1"
 
     @property
     def base_url(self) -> str:
@@ -110,7 +111,7 @@ class Gateway:
 
     def ops(self, path: str) -> tuple[int, str]:
         """Status and body of a GET on the second port."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.ops_port, timeout=5)
+        connection = http.client.HTTPConnection(self.ops_host, self.ops_port, timeout=5)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

@@ -21,7 +21,7 @@ from tollhouse.snapshot import (
     key_digest,
     shards,
 )
-from tollhouse_operator.publish import GRACE_SECONDS, Publisher, Stored, TooLarge
+from tollhouse_operator.publish import COOL_SECONDS, GRACE_SECONDS, Publisher, Stored, TooLarge
 
 
 class MemorySlots:
@@ -80,6 +80,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def _snapshot(keys: int = 40, model: str = "m", extra: str | None = None) -> Snapshot:
@@ -142,14 +145,28 @@ async def test_a_changed_shard_never_goes_where_the_index_in_force_points() -> N
 
 
 async def test_a_change_of_everything_fits_beside_what_it_replaces() -> None:
-    slots = MemorySlots()
-    publisher = Publisher(slots)
+    slots, clock = MemorySlots(), Clock()
+    publisher = Publisher(slots, clock, clock.sleep)
     full = {f"keys-{i}": b"a%d" % i for i in range(24)}
     full |= {f"config-{i}": b"b%d" % i for i in range(6)}
     await publisher.publish(full)
     for round_ in range(5):
         await publisher.publish({name: data + b"!" * (round_ + 1) for name, data in full.items()})
     assert max(slots.slots) < SLOTS
+
+
+async def test_a_flood_of_changes_leaves_gateways_time_to_read() -> None:
+    slots, clock = MemorySlots(), Clock()
+    publisher = Publisher(slots, clock, clock.sleep)
+    full = {f"keys-{i}": b"%d" % i for i in range(24)}
+    freed: dict[int, float] = {}
+    for round_ in range(6):
+        in_force = {ref.slot for ref in slots.index().shards.values()} if slots.slots else set()
+        slots.writes.clear()
+        await publisher.publish({name: data + b"!" * round_ for name, data in full.items()})
+        for slot in set(slots.writes) & freed.keys():
+            assert clock.now - freed[slot] >= COOL_SECONDS
+        freed |= dict.fromkeys(in_force, clock.now)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -1,0 +1,44 @@
+"""The documents say what the code does."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from tollhouse.errors import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_error_code_is_documented_with_its_status_and_type() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| (\w+) \| `(\w+)` \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE
+    )
+    documented = {code: (int(status), kind) for status, kind, code in rows}
+    assert documented == {code: (kind.status, kind.type) for code, kind in KINDS.items()}
+
+
+def test_every_file_that_a_document_names_exists() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} names {target}"
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    for package in (ROOT / "gateway/tollhouse", ROOT / "operator/tollhouse_operator"):
+        for path in package.iterdir():
+            name = f"{path.name}/" if path.is_dir() else path.name
+            if name in {"__init__.py", "py.typed", "__pycache__/"}:
+                continue
+            assert f"`{name}" in text, f"docs/architecture.md does not mention {name}"
+
+
+def test_the_snippets_of_the_quickstart_use_its_key() -> None:
+    (key,) = [
+        document["stringData"]["OPENAI_API_KEY"]
+        for document in yaml.safe_load_all((ROOT / "examples/quickstart/3-keys.yaml").read_text())
+        if document["kind"] == "Secret"
+    ]
+    for place in ("README.md", "examples/quickstart/try.txt"):
+        assert (ROOT / place).read_text().count(key) == 2
