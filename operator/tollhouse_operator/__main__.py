@@ -100,8 +100,6 @@ def run(
     log_level: Annotated[str, typer.Option(envvar="TOLLHOUSE_LOG_LEVEL")] = "info",
 ) -> None:
     """Run the operator until SIGTERM."""
-    configure_logging(log_format, log_level)
-    _quieten_kopf()
     if bool(namespace) == all_namespaces:
         raise typer.BadParameter("give --namespace (once or more) or --all-namespaces")
     stored = _object_name("--snapshot", snapshot)
@@ -117,6 +115,8 @@ def run(
         ops_host=ops_host,
         ops_port=ops_port,
     )
+    configure_logging(log_format, log_level)
+    _quieten_kopf()
     try:
         uvloop.run(_serve(settings))
     except ConfigError as error:

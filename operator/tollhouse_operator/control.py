@@ -27,7 +27,8 @@ _REFERRING = ("Provider",)
 
 
 class Control:
-    """One replica."""
+    """One replica. It stands for election only once its store is whole, so whoever leads never
+    publishes from half a store."""
 
     def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
         self._cluster = cluster
@@ -47,13 +48,13 @@ class Control:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.audit.run())
                 group.create_task(self._follow_references())
+                await self.audit.until_whole()
                 group.create_task(self._leadership.run(self._lead))
         finally:
             await self._references.close()
 
     async def _lead(self) -> None:
         """One term. Returns when a write met the end of leadership."""
-        await self.audit.until_whole()
         leader = Leader(
             self._cluster.fenced(self._leadership.held),
             self.store,

@@ -123,7 +123,7 @@ def running(
         operator.stop()
 
 
-def eventually(look: Callable[[], _T], seconds: float = 5.0) -> _T:
+def eventually(look: Callable[[], _T | None], seconds: float = 5.0) -> _T:
     """What ``look`` returns once that is true; its own AssertionError or a new one if never."""
     deadline = time.monotonic() + seconds
     while True:
