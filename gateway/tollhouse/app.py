@@ -12,12 +12,11 @@ import structlog
 
 from tollhouse import __version__, ops, telemetry
 from tollhouse.errors import ConfigError
-from tollhouse.kube import Cluster
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
 from tollhouse.settings import Settings
-from tollhouse.source import FolderSource, SecretSource, Source, Update
+from tollhouse.source import Source, Update
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.tls import Certificate
 from tollhouse.upstream import Upstream
@@ -81,9 +80,14 @@ class App:
         if settings.directory is not None:
             if not settings.directory.is_dir():
                 raise ConfigError(f"{settings.directory} is not a folder")
+            from tollhouse.source.folder import FolderSource
+
             return FolderSource(settings.directory, os.environ)
         if settings.snapshot is None:
             raise ConfigError("say where configuration comes from: a folder, or --snapshot")
+        from tollhouse.kube import Cluster
+        from tollhouse.source.secrets import SecretSource
+
         cluster = await stack.enter_async_context(Cluster.connect(settings.kubeconfig))
         return SecretSource(*settings.snapshot, cluster)
 
@@ -166,8 +170,7 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         # A source that follows its changes by itself has nothing to reload, and goes on.
-        reload = source.reload if isinstance(source, FolderSource) else lambda: None
-        loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(signal.SIGHUP, source.reload)
 
     async def _open_ops(self, stack: AsyncExitStack) -> None:
         settings = self._settings

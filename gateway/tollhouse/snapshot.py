@@ -46,6 +46,9 @@ class Credential(msgspec.Struct, frozen=True):
 
     __str__ = __repr__
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("value", "redacted")]
+
 
 class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds. ``first_byte`` runs from sending to the answer's head, ``idle`` between chunks."""

@@ -317,9 +317,7 @@ def _selectors(labels: str, fields: str) -> dict[str, str]:
     }
 
 
-def _error(
-    method: str, where: str, response: aiohttp.ClientResponse, body: bytes
-) -> CallError:
+def _error(method: str, where: str, response: aiohttp.ClientResponse, body: bytes) -> CallError:
     # Only the typed reason, never the message: that can quote what was sent.
     try:
         reason = str(_manifest(body).get("reason") or response.reason)

@@ -127,9 +127,7 @@ class Publisher:
             if slot > 0 and SHARD_KEY in one.data
         }
         self._index = _index_in(found.get(0))
-        self._freed = {
-            slot: self._clock() for slot in found.keys() - self._in_force() if slot > 0
-        }
+        self._freed = {slot: self._clock() for slot in found.keys() - self._in_force() if slot > 0}
         self._known = True
         return self._index.digest if self._index else None
 

@@ -248,9 +248,7 @@ class TestStatus:
         assert f"{place}/claim-b" not in slots.snapshot().routes
 
         def warned() -> bool:
-            answer = cluster.kubectl(
-                "get", "events.events.k8s.io", "-n", place, "-o", "json"
-            )
+            answer = cluster.kubectl("get", "events.events.k8s.io", "-n", place, "-o", "json")
             return any(
                 (event["type"], event["reason"], event["regarding"]["name"])
                 == ("Warning", "Conflict", "claim-b")

@@ -78,9 +78,7 @@ def _holder(cluster: KubernetesCluster, place: str) -> str:
 
 
 def _follower(cluster: KubernetesCluster, place: str, name: str) -> Operator:
-    operator = launch(
-        cluster.kubeconfig, place, "--lease-seconds", str(LEASE_SECONDS), name=name
-    )
+    operator = launch(cluster.kubeconfig, place, "--lease-seconds", str(LEASE_SECONDS), name=name)
     operator.until("store is whole")
     return operator
 
@@ -243,9 +241,7 @@ class TestWholeCluster:
 
 
 def _has_caller(slots: Slots, name: str) -> bool:
-    return any(
-        key.id == name for bucket in slots.snapshot().key_shards for key in bucket.values()
-    )
+    return any(key.id == name for bucket in slots.snapshot().key_shards for key in bucket.values())
 
 
 class TestStart:

@@ -36,13 +36,17 @@ def here(text: str, gateway: Gateway) -> str:
 
 def test_the_curl_answers(gateway: Gateway) -> None:
     command = here(snippet("sh", "curl "), gateway)
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=20, check=False
+    )
     assert '"content":"Hello"' in done.stdout
 
 
 def test_the_sdk_snippet_streams(gateway: Gateway) -> None:
     script = here(snippet("python", "OpenAI("), gateway)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.stdout.startswith("Every lorry that comes to the toll house"), done.stderr
 
 
@@ -59,6 +63,7 @@ def test_the_quickstart_has_no_findings() -> None:
         text=True,
         timeout=30,
         cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     assert "nothing wrong" in done.stdout

@@ -40,7 +40,8 @@ from tollhouse.snapshot import (
     slot_name,
     whole_digest,
 )
-from tollhouse.source import SecretSource, Update
+from tollhouse.source import Update
+from tollhouse.source.secrets import SecretSource
 
 NAME = "tollhouse-snapshot"
 

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -79,9 +79,7 @@ class Operator:
         self.process.wait(5)
 
 
-def launch(
-    kubeconfig: Path, namespace: str, *arguments: str, name: str = "operator"
-) -> Operator:
+def launch(kubeconfig: Path, namespace: str, *arguments: str, name: str = "operator") -> Operator:
     """Start an operator whose snapshot is in ``namespace``; whoever calls stops it.
 
     It serves that namespace unless the arguments say otherwise.
@@ -261,7 +259,17 @@ def own_address() -> str:
     return address
 
 
-def endpoint_slice(namespace: str, gateways: list[FakeGateway]) -> list[dict[str, Any]]:
+class Listener(Protocol):
+    """Anything with an ops port at an address."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
+def endpoint_slice(namespace: str, gateways: Sequence[Listener]) -> list[dict[str, Any]]:
     """The gateways' Service and its EndpointSlices, one for each gateway's own port."""
     service = {
         "apiVersion": "v1",

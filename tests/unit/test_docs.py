@@ -29,7 +29,7 @@ def test_the_architecture_names_every_module() -> None:
     for package in (ROOT / "gateway/tollhouse", ROOT / "operator/tollhouse_operator"):
         for path in package.iterdir():
             name = f"{path.name}/" if path.is_dir() else path.name
-            if name in {"__init__.py", "py.typed", "__pycache__/"}:
+            if name.startswith((".", "__pycache__")) or name in {"__init__.py", "py.typed"}:
                 continue
             assert f"`{name}" in text, f"docs/architecture.md does not mention {name}"
 

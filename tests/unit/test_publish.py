@@ -68,9 +68,7 @@ class MemorySlots:
     def served(self) -> Snapshot:
         """What a gateway that starts at this moment would serve."""
         index = self.index()
-        fetched = {
-            name: self.slots[ref.slot].data[SHARD_KEY] for name, ref in index.shards.items()
-        }
+        fetched = {name: self.slots[ref.slot].data[SHARD_KEY] for name, ref in index.shards.items()}
         return Assembler().assemble(index, fetched)
 
 

@@ -1,5 +1,6 @@
 """What gateways and operators rely on: shards that round-trip, move little, and never mislead."""
 
+import io
 import zlib
 from typing import Any
 
@@ -7,6 +8,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.pretty import Pretty
 
 from tollhouse.errors import SnapshotError
 from tollhouse.snapshot import (
@@ -259,3 +262,13 @@ class TestDamage:
 def test_credentials_do_not_print():
     provider = Provider("ai", "a", "OpenAI", credential=Credential("sk-provider-PLANTED-1"))
     assert "PLANTED" not in f"{provider} {provider!r} {provider.credential}"
+
+
+def test_a_credential_does_not_print() -> None:
+    provider = Provider("ai", "p", "OpenAI", credential=Credential("sk-PLANTED-credential"))
+    console = Console(file=io.StringIO())
+    console.print(Pretty(provider))
+    printed = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
+    assert "redacted" in printed
+    for text in (repr(provider), str(provider.credential), f"{provider}", printed):
+        assert "PLANTED" not in text

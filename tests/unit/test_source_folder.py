@@ -12,9 +12,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from support.gateway import caller, mock, route, write
-from tollhouse import source
 from tollhouse.errors import ConfigError
-from tollhouse.source import FolderSource, Update
+from tollhouse.source import Update
+from tollhouse.source import folder as source
+from tollhouse.source.folder import FolderSource
 
 SECONDS = 10.0
 
