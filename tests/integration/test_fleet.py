@@ -13,9 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from support import accounts
 from support import gateway as g
 from support import operator as o
 from support import upstream as u
@@ -29,7 +31,7 @@ SOON = 2.5
 
 @dataclass
 class Fleet:
-    """One namespace with an operator and two gateways."""
+    """One namespace with an operator and two gateways, each with its documented rights alone."""
 
     cluster: KubernetesCluster
     namespace: str
@@ -47,12 +49,12 @@ class Fleet:
         self.cluster.kubectl("delete", kind, name, "-n", self.namespace)
 
 
-def launch_gateway(cluster: KubernetesCluster, namespace: str, name: str = "fleet") -> Gateway:
+def launch_gateway(kubeconfig: Path, namespace: str, name: str = "fleet") -> Gateway:
     """A gateway on the cluster's snapshot, its second port where the operator can ask."""
     address = o.own_address()
     gateway = g.launch(
         "--snapshot", f"{namespace}/{o.SNAPSHOT}",
-        "--kubeconfig", cluster.kubeconfig,
+        "--kubeconfig", kubeconfig,
         "--ops-host", address,
         name=name,
     )  # fmt: skip
@@ -61,14 +63,17 @@ def launch_gateway(cluster: KubernetesCluster, namespace: str, name: str = "flee
 
 
 @pytest.fixture(scope="module")
-def fleet(cluster: KubernetesCluster) -> Iterator[Fleet]:
+def fleet(cluster: KubernetesCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     namespace = f"fleet-{uuid.uuid4().hex[:8]}"
+    directory = tmp_path_factory.mktemp("accounts")
     cluster.kubectl("create", "namespace", namespace)
+    operator_config = accounts.operator(cluster, namespace, directory)
+    gateway_config = accounts.gateway(cluster, namespace, o.SNAPSHOT, directory, "list", "watch")
     with ExitStack() as stack:
-        operator = stack.enter_context(o.running(cluster, namespace))
+        operator = stack.enter_context(o.running(operator_config, namespace))
         gateways = []
         for _ in range(2):
-            gateway = launch_gateway(cluster, namespace)
+            gateway = launch_gateway(gateway_config, namespace)
             stack.callback(gateway.stop)
             gateways.append(gateway)
         for gateway in gateways:
@@ -216,8 +221,8 @@ def test_kubectl_get_says_what_is_live_on_every_gateway(fleet: Fleet) -> None:
 @pytest.mark.timeout(180, func_only=True)
 def test_gateways_need_no_operator(cluster: KubernetesCluster, namespace: str) -> None:
     with ExitStack() as stack:
-        with o.running(cluster, namespace):
-            old = launch_gateway(cluster, namespace, "old")
+        with o.running(cluster.kubeconfig, namespace):
+            old = launch_gateway(cluster.kubeconfig, namespace, "old")
             stack.callback(old.stop)
             g.wait_until_ready(old)
             resources = [g.mock("mock"), g.route("m", ["m"], "mock"), *g.caller()]
@@ -227,7 +232,7 @@ def test_gateways_need_no_operator(cluster: KubernetesCluster, namespace: str) -
             soon(lambda: ask(old, "m") == 200)
         # The operator is gone.
         assert ask(old, "m") == 200
-        new = launch_gateway(cluster, namespace, "new")
+        new = launch_gateway(cluster.kubeconfig, namespace, "new")
         stack.callback(new.stop)
         g.wait_until_ready(new)
         assert ask(new, "m") == 200
@@ -237,7 +242,7 @@ def test_gateways_need_no_operator(cluster: KubernetesCluster, namespace: str) -
 def test_a_gateway_without_a_snapshot_waits_and_says_so(
     cluster: KubernetesCluster, namespace: str
 ) -> None:
-    gateway = launch_gateway(cluster, namespace, "waiting")
+    gateway = launch_gateway(cluster.kubeconfig, namespace, "waiting")
     try:
         soon(lambda: '"ops_port"' in gateway.text())
         lines = [json.loads(line) for line in gateway.text().splitlines() if line.startswith("{")]

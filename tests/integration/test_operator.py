@@ -42,7 +42,7 @@ def place(cluster: KubernetesCluster) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def operator(cluster: KubernetesCluster, place: str) -> Iterator[Operator]:
-    with running(cluster, place) as started:
+    with running(cluster.kubeconfig, place) as started:
         yield started
 
 

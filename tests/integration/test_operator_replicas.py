@@ -89,14 +89,14 @@ class TestRestart:
     ) -> None:
         cluster.apply(_in(place, *_many(25)))
         slots = Slots(cluster, place)
-        with running(cluster, place):
+        with running(cluster.kubeconfig, place):
             eventually(lambda: slots.snapshot().key_count() == 25, 15)
             for number in range(25):
                 until_condition(cluster, "apikey", f"n-{number}", place, "ResolvedRefs", "True")
             # Slots that are free again are deleted some ten seconds later.
             eventually(lambda: len(slots.versions()) == len(slots.index().shards) + 1, 25)
         before = _versions(cluster, place)
-        with running(cluster, place):
+        with running(cluster.kubeconfig, place):
             time.sleep(2)
         assert _versions(cluster, place) == before
 
@@ -105,12 +105,12 @@ class TestRestart:
     ) -> None:
         cluster.apply(_in(place, *_many(5)))
         slots = Slots(cluster, place)
-        with running(cluster, place):
+        with running(cluster.kubeconfig, place):
             eventually(lambda: slots.snapshot().key_count() == 5, 10)
             secret = values(cluster.get("secret", "n-1", place))
         cluster.kubectl("delete", "apikey", "n-1", "-n", place)
         assert slots.snapshot().key_count() == 5
-        with running(cluster, place):
+        with running(cluster.kubeconfig, place):
             eventually(lambda: slots.snapshot().key_count() == 4, 5)
         assert slots.snapshot().key(key_digest(secret["OPENAI_API_KEY"])) is None
         assert len(slots.snapshot().routes) == 6
@@ -187,7 +187,7 @@ class TestFleet:
         gateways = [FakeGateway(own_address()) for _ in range(2)]
         try:
             cluster.apply(endpoint_slice(place, gateways))
-            with running(cluster, place):
+            with running(cluster.kubeconfig, place):
                 pending = until_condition(
                     cluster, "modelroute", "base", place, "Programmed", "False"
                 )
@@ -226,7 +226,7 @@ class TestWholeCluster:
         other = f"{place}-other"
         cluster.kubectl("create", "namespace", other)
         try:
-            with running(cluster, place, "--all-namespaces"):
+            with running(cluster.kubeconfig, place, "--all-namespaces"):
                 assert other not in (slots.snapshot().routes[f"{place}/shared"].shared_with or ())
                 cluster.kubectl("label", "namespace", other, f"llm={place}")
 

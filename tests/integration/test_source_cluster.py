@@ -14,7 +14,7 @@ import yaml
 from structlog.testing import capture_logs
 from yarl import URL
 
-from support.gateway_account import account
+from support import accounts
 from support.kubernetes import KubernetesCluster
 from support.line import Line
 from support.snapshot_secrets import Publisher
@@ -126,7 +126,7 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
 @pytest.fixture
 def gateway_config(cluster: KubernetesCluster, namespace: str, tmp_path: Path) -> Path:
     """A kubeconfig with a service account's token: what a gateway pod has."""
-    return account(cluster, namespace, NAME, tmp_path, "list", "watch")
+    return accounts.gateway(cluster, namespace, NAME, tmp_path, "list", "watch")
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ class TestRights:
     async def test_neither_list_nor_watch_can_be_left_out(
         self, cluster: KubernetesCluster, namespace: str, tmp_path: Path, verb: str
     ) -> None:
-        config = account(cluster, namespace, NAME, tmp_path, verb)
+        config = accounts.gateway(cluster, namespace, NAME, tmp_path, verb)
         async with (
             Cluster.connect(config) as client,
             _following(client, namespace) as following,
@@ -457,7 +457,7 @@ class TestOutages:
         self, namespace: str, gateway_config: Path, publisher: Publisher
     ) -> None:
         await publisher.publish(_snapshot(1))
-        token_file = gateway_config.parent / "token"
+        token_file = gateway_config.parent / "gateway.token"
         valid = token_file.read_text()
         token_file.write_text("expired-PLANTED")
         async with (

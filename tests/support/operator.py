@@ -110,10 +110,10 @@ def launch(kubeconfig: Path, namespace: str, *arguments: str, name: str = "opera
 
 @contextmanager
 def running(
-    cluster: KubernetesCluster, namespace: str, *arguments: str, name: str = "operator"
+    kubeconfig: Path, namespace: str, *arguments: str, name: str = "operator"
 ) -> Iterator[Operator]:
     """An operator that leads and has published."""
-    operator = launch(cluster.kubeconfig, namespace, *arguments, name=name)
+    operator = launch(kubeconfig, namespace, *arguments, name=name)
     try:
         operator.until("snapshot in force")
         yield operator
