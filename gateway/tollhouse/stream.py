@@ -1,21 +1,51 @@
 """A provider's event stream on its way to a caller: forwarded as it comes, watched as it passes.
 
-Every event is sent on in the bytes it came in. It is looked into only for what the gateway must
-know: usage, which the caller may not have asked for, an error in mid-stream, and the end.
+Each event is sent on at once. A ``Watch`` of the protocol at hand looks into it for what the
+gateway must know: usage, an error in mid-stream, the end; and says what of it the caller gets.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from tollhouse.api import chat, sse
-from tollhouse.errors import BrokenAnswer, StatusError, UpstreamError, UpstreamTimeout
+from tollhouse.api import sse
+from tollhouse.api.usage import Usage
+from tollhouse.errors import BrokenAnswer, UpstreamError, UpstreamTimeout
 from tollhouse.transport import Answer
 
 _LONGEST_PRELUDE = 64
 """How many events without content a stream may begin with before it counts as begun."""
 _DRAIN = 0.25
-"""Seconds to wait after [DONE] for the end of the body, so that the connection can be reused."""
+"""Seconds to wait after the last event for the end of the body, to have the connection again."""
+
+
+class Watch(Protocol):
+    """What a protocol makes of the events that pass.
+
+    ``begun`` once a piece of the answer was seen, ``finished`` once the provider said that it is
+    complete, ``done`` once nothing comes after.
+    """
+
+    begun: bool
+    finished: bool
+    done: bool
+    usage: Usage | None
+
+    def fresh(self) -> "Watch":
+        """Another one for another attempt, which has seen nothing."""
+        ...
+
+    def see(self, event: bytes) -> bytes:
+        """What to send on for a whole event, b"" for nothing.
+
+        Raises StatusError for an event by which the provider reports a failure.
+        """
+        ...
+
+    def ending(self) -> bytes:
+        """What to send after a finished stream whose provider left out the last event."""
+        ...
 
 
 class Stream:
@@ -29,35 +59,34 @@ class Stream:
         self,
         answer: Answer,
         *,
-        wants_usage: bool,
+        watch: Watch,
         idle: float,
         total: float,
         deadline: float,
-        ended: Callable[[str, chat.Usage | None], None],
+        ended: Callable[[str, Usage | None], None],
     ) -> None:
-        self.usage: chat.Usage | None = None
         self._answer = answer
-        self._wants_usage = wants_usage
+        self._watch = watch
         self._idle = idle
         self._total = total
         self._deadline = deadline
         self._ended = ended
         self._splitter = sse.Splitter()
         self._ready: list[bytes] = []
-        self._begun = False
-        self._finished = False
-        self._done = False
         self._over = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the provider has counted so far."""
+        return self._watch.usage
 
     async def begin(self) -> None:
         """Read up to the first event with content; the caller bounds the time this may take.
 
         Raises UpstreamError when the stream ends or reports an error before that.
         """
-        while not self._begun:
+        while not self._watch.begun and len(self._ready) < _LONGEST_PRELUDE:
             self._take(await self._answer.chunk())
-            if len(self._ready) >= _LONGEST_PRELUDE:
-                self._begun = True
 
     async def next(self) -> bytes:
         """The next bytes for the caller, b"" once the stream is over.
@@ -67,7 +96,7 @@ class Stream:
         while not self._ready:
             if self._over:
                 return b""
-            if self._done:
+            if self._watch.done:
                 await self._drain()
                 return b""
             left = self._deadline - time.monotonic()
@@ -91,35 +120,18 @@ class Stream:
         self._ended(outcome, self.usage)
 
     def _take(self, chunk: bytes) -> None:
-        events = self._splitter.feed(chunk) if chunk else self._last_events()
-        for event in events:
-            self._pass_on(event)
-        if not chunk and not self._done:
-            if not self._finished:
+        watch = self._watch
+        for event in self._splitter.feed(chunk) if chunk else self._last_events():
+            if watch.done:
+                return
+            if passed := watch.see(event):
+                self._ready.append(passed)
+        if not chunk and not watch.done:
+            if not watch.finished:
                 raise BrokenAnswer("the stream ended in the middle of the answer")
-            # Some servers close after the last chunk without saying so.
-            self._ready.append(sse.DONE)
-            self._done = self._over = True
-
-    def _pass_on(self, event: bytes) -> None:
-        data = sse.data_of(event)
-        if self._done:
-            return
-        if data == b"[DONE]":
-            self._done = self._begun = True
-            self._ready.append(sse.DONE)
-            return
-        chunk = chat.read_chunk(data) if data else None
-        if chunk is not None:
-            if chunk.error is not None:
-                raise StatusError(_status_of(chunk.error), data)
-            if chunk.usage is not None:
-                self.usage = chunk.usage
-                if not chunk.choices and not self._wants_usage:
-                    return
-            self._finished = self._finished or chunk.finishes
-            self._begun = self._begun or chunk.has_content
-        self._ready.append(event)
+            # Some servers close after the last piece without saying so.
+            self._ready.append(watch.ending())
+            watch.done = self._over = True
 
     def _last_events(self) -> list[bytes]:
         rest = self._splitter.rest()
@@ -134,8 +146,3 @@ class Stream:
             # The caller has its whole answer; only the connection is lost.
             pass
         self._over = True
-
-
-def _status_of(error: object) -> int:
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 500

@@ -170,17 +170,24 @@ class Tracer:
         return propagate.extract(headers) if self._recording else None
 
     def attempt(
-        self, context: Context | None, *, model: str, provider: str, kind: str, number: int
+        self,
+        context: Context | None,
+        *,
+        operation: str,
+        model: str,
+        provider: str,
+        kind: str,
+        number: int,
     ) -> "AttemptSpan":
         """A span for attempt ``number`` (from 1) at ``provider`` (namespace/name)."""
         if not self._recording:
             return _UNRECORDED
         span = self._tracer.start_span(
-            f"chat {model}",
+            f"{operation} {model}",
             context=context,
             kind=SpanKind.CLIENT,
             attributes={
-                "gen_ai.operation.name": "chat",
+                "gen_ai.operation.name": operation,
                 "gen_ai.provider.name": kind.lower(),
                 "gen_ai.request.model": model,
                 "tollhouse.provider": provider,

@@ -17,7 +17,7 @@ from typing import TypeVar
 from opentelemetry.context import Context
 
 from tollhouse import routing
-from tollhouse.api import chat
+from tollhouse.api.usage import Usage
 from tollhouse.errors import (
     BrokenAnswer,
     ConnectError,
@@ -29,7 +29,7 @@ from tollhouse.errors import (
 )
 from tollhouse.providers import openai
 from tollhouse.snapshot import Provider, Retries, Snapshot, Target
-from tollhouse.stream import Stream
+from tollhouse.stream import Stream, Watch
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.transport import (
     MAX_ANSWER_BYTES,
@@ -49,12 +49,20 @@ _MOST_BACKOFF = 10.0
 """Seconds. A provider that asks for a longer pause is passed over instead."""
 
 
+Compose = Callable[[Provider, str], tuple[str, bytes]]
+"""From a provider and its own name for the model to the URL and body to send to it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What to ask of whichever provider answers. ``headers`` are the caller's."""
+    """What to ask of whichever provider answers. ``headers`` are the caller's.
 
-    request: chat.ChatRequest
+    ``operation`` is the word for it in spans: ``chat``, ``embeddings``.
+    """
+
+    operation: str
     resolution: routing.Resolution
+    compose: Compose
     headers: Mapping[str, str] = field(repr=False)
     trace: Context | None
     started: float
@@ -72,7 +80,7 @@ class Trail:
     waited: float = 0.0
     provider: Provider | None = None
     model: str = ""
-    usage: chat.Usage | None = None
+    usage: Usage | None = None
     failure: UpstreamError | None = None
 
 
@@ -98,6 +106,7 @@ class _Attempt:
         trail.model = model = routing.upstream_model(call.resolution, self.target)
         self._span = self._upstream.tracer.attempt(
             call.trace,
+            operation=call.operation,
             model=model,
             provider=provider.id,
             kind=provider.type,
@@ -124,7 +133,7 @@ class _Attempt:
         finally:
             trail.waited += time.monotonic() - begun
 
-    def end(self, outcome: str, usage: chat.Usage | None) -> None:
+    def end(self, outcome: str, usage: Usage | None) -> None:
         """Close the books; ``outcome`` is ``ok``, ``cancelled`` or an error's word."""
         if self._ended:
             return
@@ -159,13 +168,7 @@ class _Attempt:
             pieces.append(piece)
 
     def _outgoing(self, model: str) -> Outgoing:
-        url, body = openai.chat_request(
-            self._call.request,
-            provider=self._provider,
-            model=model,
-            cap=self._call.resolution.max_tokens,
-            parameters=self._call.resolution.route.parameters,
-        )
+        url, body = self._call.compose(self._provider, model)
         headers = openai.headers(self._provider)
         self._span.propagate(self._call.headers, headers)
         return Outgoing(url=url, headers=headers, body=body)
@@ -217,16 +220,23 @@ class Upstream:
         self._mock = MockTransport()
         self._active: dict[str, int] = {}
 
-    async def whole(self, snapshot: Snapshot, call: Call, trail: Trail) -> bytes:
+    async def whole(
+        self,
+        snapshot: Snapshot,
+        call: Call,
+        trail: Trail,
+        read_usage: Callable[[bytes], Usage | None],
+    ) -> bytes:
         """The body of a whole answer, as the provider sent it.
 
-        Raises the last UpstreamError when every attempt failed; ``trail`` tells the way there.
+        ``read_usage`` raises ValueError for a body that is no answer. Raises the last
+        UpstreamError when every attempt failed; ``trail`` tells the way there.
         """
 
         async def read(attempt: _Attempt, answer: Answer) -> bytes:
             body = await attempt.read(answer, MAX_ANSWER_BYTES)
             try:
-                trail.usage = chat.read_usage(body)
+                trail.usage = read_usage(body)
             except ValueError as error:
                 raise BrokenAnswer(str(error)) from None
             answer.close()
@@ -235,16 +245,17 @@ class Upstream:
 
         return await self._first(snapshot, call, trail, read)
 
-    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail) -> Stream:
+    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail, watch: Watch) -> Stream:
         """A stream that has begun; the caller must ``close`` it.
 
-        Raises the last UpstreamError when every attempt failed; ``trail`` tells the way there.
+        ``watch`` looks at the events as they pass. Raises the last UpstreamError when every
+        attempt failed; ``trail`` tells the way there.
         """
 
         async def begin(attempt: _Attempt, answer: Answer) -> Stream:
             stream = Stream(
                 answer,
-                wants_usage=call.request.wants_usage,
+                watch=watch.fresh(),
                 idle=attempt.target.timeouts.idle,
                 total=attempt.target.timeouts.total,
                 deadline=call.started + attempt.target.timeouts.total,

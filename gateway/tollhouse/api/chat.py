@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.errors import RequestError
+from tollhouse.api import sse
+from tollhouse.api.usage import Usage
+from tollhouse.errors import RequestError, StatusError
 
 
 class _Checked(msgspec.Struct):
@@ -76,13 +78,6 @@ def parse(body: bytes) -> ChatRequest:
     )
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the provider counted them."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 class _Choice(msgspec.Struct):
     delta: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -133,6 +128,49 @@ def read_usage(body: bytes) -> Usage | None:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("the answer is not JSON") from error
+
+
+class StreamWatch:
+    """Looks at a chat completion's chunks as they pass; every one goes on in its own bytes.
+
+    Usage is always asked of the provider; its chunk goes on only if the caller wants it too.
+    """
+
+    def __init__(self, *, wants_usage: bool) -> None:
+        self.begun = False
+        self.finished = False
+        self.done = False
+        self.usage: Usage | None = None
+        self._wants_usage = wants_usage
+
+    def fresh(self) -> "StreamWatch":
+        return StreamWatch(wants_usage=self._wants_usage)
+
+    def see(self, event: bytes) -> bytes:
+        data = sse.data_of(event)
+        if data == b"[DONE]":
+            self.done = self.begun = True
+            return sse.DONE
+        chunk = read_chunk(data) if data else None
+        if chunk is None:
+            return event
+        if chunk.error is not None:
+            raise StatusError(_status_of(chunk.error), data)
+        self.finished = self.finished or chunk.finishes
+        self.begun = self.begun or chunk.has_content
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+            if not chunk.choices and not self._wants_usage:
+                return b""
+        return event
+
+    def ending(self) -> bytes:
+        return sse.DONE
+
+
+def _status_of(error: object) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def model_list(models: list[tuple[str, str]]) -> bytes:

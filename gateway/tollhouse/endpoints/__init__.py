@@ -1,0 +1,63 @@
+"""What each path of the callers' port does: a module each, a function ``answer`` in it.
+
+An endpoint reads its own kind of request, says what to send to whichever provider is tried, and
+sends the answer back. Who calls, and by which table, has been settled before it is asked.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from tollhouse import failures
+from tollhouse.errors import RequestError, UpstreamError
+from tollhouse.exchange import Exchange
+from tollhouse.routing import Resolution, Table
+from tollhouse.settings import Settings
+from tollhouse.snapshot import Key
+from tollhouse.telemetry import Tracer
+from tollhouse.upstream import Call, Compose, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What one request is served by: fixed at its start, whatever is reloaded meanwhile."""
+
+    settings: Settings
+    upstream: Upstream
+    tracer: Tracer
+    table: Table
+    caller: Key
+
+    def resolve(self, model: str) -> Resolution:
+        """Which route a model's name comes to for this caller. Raises RequestError."""
+        try:
+            return self.table.resolve(self.caller, model)
+        except RequestError as error:
+            if error.code == "model_not_allowed":
+                error.status = self.settings.denied_model_status
+            raise
+
+    def call(
+        self, exchange: Exchange, resolution: Resolution, operation: str, compose: Compose
+    ) -> Call:
+        """A call to whichever target of the route answers; ``compose`` says what to send to it."""
+        exchange.route = resolution.route.id
+        headers = exchange.request.headers
+        return Call(
+            operation=operation,
+            resolution=resolution,
+            compose=compose,
+            headers=headers,
+            trace=self.tracer.context(headers),
+            started=exchange.started,
+        )
+
+
+Endpoint = Callable[[Context, Exchange], Awaitable[web.StreamResponse]]
+
+
+def refusal(error: UpstreamError, exchange: Exchange, resolution: Resolution) -> RequestError:
+    """The answer for a call that failed, whatever was tried."""
+    trail = exchange.trail
+    return failures.answer_for(error, resolution.route, trail.provider, trail.attempts)

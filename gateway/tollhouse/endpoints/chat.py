@@ -1,0 +1,37 @@
+"""``POST /v1/chat/completions``."""
+
+from aiohttp import web
+
+from tollhouse.api import chat
+from tollhouse.endpoints import Context, refusal
+from tollhouse.errors import UpstreamError
+from tollhouse.exchange import Exchange
+from tollhouse.providers import openai
+from tollhouse.snapshot import Provider
+
+
+async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
+    request = chat.parse(await exchange.read_json(context.settings))
+    resolution = context.resolve(request.model)
+
+    def compose(provider: Provider, model: str) -> tuple[str, bytes]:
+        return openai.chat_request(
+            request,
+            provider=provider,
+            model=model,
+            cap=resolution.max_tokens,
+            parameters=resolution.route.parameters,
+        )
+
+    call = context.call(exchange, resolution, "chat", compose)
+    snapshot = context.table.snapshot
+    try:
+        if request.stream:
+            watch = chat.StreamWatch(wants_usage=request.wants_usage)
+            stream = await context.upstream.stream(snapshot, call, exchange.trail, watch)
+            return await exchange.forward(stream)
+        return exchange.whole(
+            await context.upstream.whole(snapshot, call, exchange.trail, chat.read_usage)
+        )
+    except UpstreamError as error:
+        raise refusal(error, exchange, resolution) from None

@@ -1,0 +1,173 @@
+"""One request and its answer on the callers' side: the body read, the answer's head written."""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Mapping
+
+from aiohttp import HttpVersion11, StreamReader, web
+
+from tollhouse import failures
+from tollhouse.api import envelope, sse
+from tollhouse.errors import RequestError, UpstreamError
+from tollhouse.settings import Settings
+from tollhouse.stream import Stream
+from tollhouse.upstream import Trail
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
+_JSON = "application/json"
+_WRITE_TIMEOUT = 60.0
+"""Seconds that a caller may leave a stream unread before it is cut."""
+
+
+class Exchange:
+    """One request and its answer: what is known of it, and the answer's headers."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self.request = request
+        self.started = time.monotonic()
+        self.id = _request_id(request.headers)
+        self.trail = Trail()
+        self.route = "none"
+        self.status = 0
+        self.code = "ok"
+        self.keep_alive = True
+        self._answered: float | None = None
+
+    async def read_json(self, settings: Settings) -> bytes:
+        """The whole JSON body, within the size and the time that the settings allow.
+
+        Raises RequestError for a wrong content type, a body that is too large, cut short or slow.
+        """
+        request = self.request
+        limit, seconds = settings.max_body_bytes, settings.body_timeout
+        if request.content_type != _JSON:
+            raise RequestError(
+                "unsupported_media_type",
+                "Send the body as JSON, with `Content-Type: application/json`.",
+            )
+        length = request.content_length
+        if length is not None and length > limit:
+            raise _too_large(limit)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        content = request.content
+        try:
+            if content.is_eof():
+                # It came together with the head: nothing to wait for.
+                return await _read(content, limit)
+            async with asyncio.timeout(seconds):
+                return await _read(content, limit)
+        except TimeoutError:
+            raise RequestError(
+                "request_timeout", f"The body did not arrive within {seconds:g} s. Send it again."
+            ) from None
+        except (web.RequestPayloadError, ValueError):
+            raise RequestError(
+                "invalid_http", "The body ended early or is not encoded as its headers say."
+            ) from None
+
+    def whole(self, body: bytes) -> web.Response:
+        """A whole JSON answer."""
+        return self._respond(200, body, {})
+
+    def refuse(self, error: RequestError) -> web.Response:
+        """An error in the documented envelope."""
+        self.code = error.code
+        return self._respond(error.status, envelope.encode(error), envelope.headers(error))
+
+    async def open_stream(self) -> web.StreamResponse:
+        """Send the head of an event stream."""
+        self._answered = time.monotonic()
+        self.status = 200
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                **self._headers(),
+            }
+        )
+        # Without chunks, only the end of the connection tells an HTTP/1.0 caller the stream's end.
+        if not self.keep_alive or self.request.version < HttpVersion11:
+            response.force_close()
+        await response.prepare(self.request)
+        return response
+
+    async def forward(self, stream: Stream) -> web.StreamResponse:
+        """Send a stream that has begun, and close it. From here on a failure can only end it."""
+        outcome = "cancelled"
+        try:
+            response = await self.open_stream()
+            try:
+                while chunk := await stream.next():
+                    async with asyncio.timeout(_WRITE_TIMEOUT):
+                        await response.write(chunk)
+                outcome = "ok"
+            except UpstreamError as error:
+                outcome = error.outcome
+                refusal = failures.broken_stream(error, self.trail.provider)
+                self.code = refusal.code
+                await response.write(sse.error_event(refusal))
+            except TimeoutError:
+                # The caller does not read, so nothing can be said to it.
+                self.code = "caller_stalled"
+                if self.request.transport is not None:
+                    self.request.transport.abort()
+            return response
+        finally:
+            self.trail.usage = stream.usage
+            stream.close(outcome)
+
+    def overhead(self) -> float:
+        """Seconds up to the answer's first byte that were not spent waiting for a provider."""
+        until = self._answered if self._answered is not None else time.monotonic()
+        return max(0.0, until - self.started - self.trail.waited)
+
+    def _respond(self, status: int, body: bytes, headers: Mapping[str, str]) -> web.Response:
+        self._answered = time.monotonic()
+        self.status = status
+        response = web.Response(
+            status=status,
+            body=body,
+            headers={"Content-Type": _JSON, **self._headers(), **headers},
+        )
+        if not self.keep_alive:
+            response.force_close()
+        return response
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Server": "tollhouse", "x-request-id": self.id}
+        trail = self.trail
+        if trail.provider is not None:
+            headers["x-tollhouse-provider"] = trail.provider.name
+            headers["x-tollhouse-model"] = trail.model
+            headers["x-tollhouse-attempts"] = str(trail.attempts)
+            headers["x-tollhouse-overhead-ms"] = f"{self.overhead() * 1000:.2f}"
+        return headers
+
+
+async def _read(content: StreamReader, limit: int) -> bytes:
+    pieces = []
+    size = 0
+    while piece := await content.readany():
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        "request_too_large",
+        f"The body is larger than {limit} bytes. Send less, or a URL instead of inline data.",
+    )
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-request-id")
+    if given is not None and _SANE_REQUEST_ID.fullmatch(given):
+        return given
+    return os.urandom(16).hex()
