@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from tollhouse.api import chat
+from tollhouse.api import answers, chat
 from tollhouse.endpoints import Context, refusal
 from tollhouse.errors import UpstreamError
 from tollhouse.exchange import Exchange
@@ -27,11 +27,11 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     snapshot = context.table.snapshot
     try:
         if request.stream:
-            watch = chat.StreamWatch(wants_usage=request.wants_usage)
+            watch = answers.StreamWatch(wants_usage=request.wants_usage)
             stream = await context.upstream.stream(snapshot, call, exchange.trail, watch)
             return await exchange.forward(stream)
         return exchange.whole(
-            await context.upstream.whole(snapshot, call, exchange.trail, chat.read_usage)
+            await context.upstream.whole(snapshot, call, exchange.trail, answers.read_usage)
         )
     except UpstreamError as error:
         raise refusal(error, exchange, resolution) from None

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from tollhouse.api import chat
+from tollhouse.api import answers
 from tollhouse.endpoints import Context
 from tollhouse.exchange import Exchange
 
@@ -11,5 +11,5 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     exchange.route = "models"
     visible = context.table.visible(context.caller)
     return exchange.whole(
-        chat.model_list([(route.models[0], route.namespace) for route in visible])
+        answers.model_list([(route.models[0], route.namespace) for route in visible])
     )

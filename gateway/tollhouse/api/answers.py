@@ -1,0 +1,116 @@
+"""Chat completions on their way back: what the gateway reads of an answer, and what it adds.
+
+Source of the format: the OpenAI API reference, "Create chat completion" and its streaming chunks.
+Readers are tolerant, since providers differ; what is not understood passes on as it came.
+"""
+
+from typing import Any
+
+import msgspec
+
+from tollhouse.api import sse
+from tollhouse.api.usage import Usage
+from tollhouse.errors import StatusError
+
+
+class _Choice(msgspec.Struct):
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    """What the gateway reads of one stream chunk; tolerant, since it is the provider's."""
+
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+
+    @property
+    def has_content(self) -> bool:
+        """Whether a caller would see something of the answer in it, or that it is over."""
+        return any(
+            choice.finish_reason is not None
+            or any(value and name != "role" for name, value in (choice.delta or {}).items())
+            for choice in self.choices or ()
+        )
+
+    @property
+    def finishes(self) -> bool:
+        return any(choice.finish_reason is not None for choice in self.choices or ())
+
+
+class _Answer(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_chunk_decoder = msgspec.json.Decoder(Chunk)
+_answer_decoder = msgspec.json.Decoder(_Answer)
+
+
+def read_chunk(data: bytes) -> Chunk | None:
+    """The chunk in an event's data, or None when it is not one."""
+    try:
+        return _chunk_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer, None where there is none. Raises ValueError unless JSON."""
+    try:
+        return _answer_decoder.decode(body).usage
+    except msgspec.ValidationError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError("the answer is not JSON") from error
+
+
+class StreamWatch:
+    """Looks at a chat completion's chunks as they pass; every one goes on in its own bytes.
+
+    Usage is always asked of the provider; its chunk goes on only if the caller wants it too.
+    """
+
+    def __init__(self, *, wants_usage: bool) -> None:
+        self.begun = False
+        self.finished = False
+        self.done = False
+        self.usage: Usage | None = None
+        self._wants_usage = wants_usage
+
+    def fresh(self) -> "StreamWatch":
+        return StreamWatch(wants_usage=self._wants_usage)
+
+    def see(self, event: bytes) -> bytes:
+        data = sse.data_of(event)
+        if data == b"[DONE]":
+            self.done = self.begun = True
+            return sse.DONE
+        chunk = read_chunk(data) if data else None
+        if chunk is None:
+            return event
+        if chunk.error is not None:
+            raise StatusError(_status_of(chunk.error), data)
+        self.finished = self.finished or chunk.finishes
+        self.begun = self.begun or chunk.has_content
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+            if not chunk.choices and not self._wants_usage:
+                return b""
+        return event
+
+    def ending(self) -> bytes:
+        return sse.DONE
+
+
+def _status_of(error: object) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def model_list(models: list[tuple[str, str]]) -> bytes:
+    """The body of ``GET /v1/models`` for (id, owner) pairs."""
+    entries = [
+        {"id": model, "object": "model", "created": 0, "owned_by": owner} for model, owner in models
+    ]
+    return msgspec.json.encode({"object": "list", "data": entries})
