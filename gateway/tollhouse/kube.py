@@ -43,6 +43,7 @@ _WATCH_GRACE_SECONDS = 5.0
 _STEADY_SECONDS = 1.0
 """A watch that ends sooner than this is not opened again without a pause."""
 _CONNECTIONS = 16
+_CLOSE_SECONDS = 0.05
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_REFUSAL_BYTES = 64 * 1024
 _MAX_MESSAGE_CHARS = 500
@@ -97,6 +98,9 @@ class Cluster:
         }
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
             yield Cluster(access, session, watch_seconds)
+        # aiohttp does not wait until its TLS connections are gone, and a loop that ends before
+        # that leaves them open.
+        await asyncio.sleep(_CLOSE_SECONDS)
 
     async def secret(self, namespace: str, name: str) -> SecretData | None:
         """The Secret as it is now; None when there is none."""

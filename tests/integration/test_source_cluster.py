@@ -145,6 +145,8 @@ async def publisher(cluster: KubernetesCluster, namespace: str) -> AsyncIterator
         connector=connector, headers=headers, timeout=timeout
     ) as session:
         yield Publisher(session, access.server / "api/v1/namespaces" / namespace / "secrets", NAME)
+    # aiohttp does not wait until its TLS connections are gone.
+    await asyncio.sleep(0.05)
 
 
 async def _refused(call: Awaitable[object]) -> bool:
