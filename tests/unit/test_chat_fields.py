@@ -73,6 +73,7 @@ def test_what_the_reference_allows_is_taken_and_so_is_null(field: str, values: l
 @pytest.mark.parametrize(
     ("field", "value", "param", "message"),
     [
+        ("model", "m" * 257, None, "at most 256 characters"),
         ("temperature", 2.1, None, "`temperature` must be at most 2."),
         ("temperature", -0.1, None, "at least 0"),
         ("temperature", "1", None, "must be a number, not a string"),

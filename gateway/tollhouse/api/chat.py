@@ -28,6 +28,8 @@ MOST_STOPS = 16
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Positive = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(min_length=1)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+"""It is repeated in a header, and few clients read a head of more than 8 KiB."""
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
@@ -153,7 +155,7 @@ class Thinking(msgspec.Struct, frozen=True):
 class ChatBody(msgspec.Struct):
     """A request for a chat completion. Fields that are not listed reach the provider untouched."""
 
-    model: Name
+    model: ModelName
     messages: Annotated[list[Message], Meta(min_length=1)]
     audio: AnyObject | None = None
     frequency_penalty: Penalty | None = None
