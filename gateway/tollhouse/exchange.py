@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from aiohttp import HttpVersion11, StreamReader, web
 
@@ -142,7 +143,7 @@ class Exchange:
         trail = self.trail
         if trail.provider is not None:
             headers["x-tollhouse-provider"] = trail.provider.name
-            headers["x-tollhouse-model"] = trail.model
+            headers["x-tollhouse-model"] = _header_value(trail.model)
             headers["x-tollhouse-attempts"] = str(trail.attempts)
             headers["x-tollhouse-overhead-ms"] = f"{self.overhead() * 1000:.2f}"
         return headers
@@ -164,6 +165,11 @@ def _too_large(limit: int) -> RequestError:
         "request_too_large",
         f"The body is larger than {limit} bytes. Send less, or a URL instead of inline data.",
     )
+
+
+def _header_value(text: str) -> str:
+    """A caller's own text as a header: a name that a wildcard took may hold anything."""
+    return text if text.isascii() and text.isprintable() else quote(text, safe="/:@ ")
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
