@@ -3,7 +3,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format lock crds cluster-up cluster-down clean
+.PHONY: help run test test-fast lint format lock crds openapi cluster-up cluster-down clean
 
 UV := .venv-uv/bin/uv
 BIN := .venv/bin
@@ -55,6 +55,9 @@ lock: $(TOOLS) ## refresh the locks (ARGS=--upgrade raises every version)
 
 crds: $(DEV) ## write crds/ from the resource models
 	@$(BIN)/tollhouse crds $(or $(ARGS),crds)
+
+openapi: $(DEV) ## write docs/openapi.json from the types that check requests
+	@$(BIN)/tollhouse openapi docs/openapi.json
 
 cluster-up: $(DEV) ## start a Kubernetes API server on this machine
 	@$(BIN)/python tests/cluster/cluster.py up $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: serve, check, crds."""
+"""The command line: serve, check, crds, openapi."""
 
 import asyncio
 import os
@@ -188,6 +188,22 @@ def crds(
     from tollhouse import crds as definitions
 
     definitions.write(directory)
+
+
+@cli.command()
+def openapi(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to write it. [default: print]")
+    ] = None,
+) -> None:
+    """Write the OpenAPI document of the callers' port."""
+    from tollhouse.api import openapi as documents
+
+    encoded = documents.encode()
+    if file is None:
+        typer.echo(encoded.decode(), nl=False)
+    else:
+        file.write_bytes(encoded)
 
 
 @cli.command()

@@ -11,11 +11,12 @@ import structlog
 from aiohttp import web
 
 from tollhouse import auth
-from tollhouse.endpoints import Context, Endpoint, chat, models
+from tollhouse.endpoints import Context, Endpoint, chat, models, openapi
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange
 from tollhouse.routing import Table
 from tollhouse.settings import Settings
+from tollhouse.snapshot import Key
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.upstream import Upstream
 
@@ -24,8 +25,14 @@ log = structlog.get_logger()
 ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "/v1/chat/completions": ("POST", chat.answer),
     "/v1/models": ("GET", models.answer),
+    "/openapi.json": ("GET", openapi.answer),
 }
 """The callers' port, path by path: the method, and what answers."""
+
+PUBLIC = frozenset({"/openapi.json"})
+"""Paths that ask for no key: their endpoints are given ``ANONYMOUS`` as the caller."""
+
+ANONYMOUS = Key(namespace="", name="anonymous", allowed_models=())
 
 
 class Proxy:
@@ -77,8 +84,8 @@ class Proxy:
         if found is None:
             raise RequestError(
                 "not_found",
-                "There is nothing at this path. The gateway serves POST /v1/chat/completions and "
-                "GET /v1/models; set your SDK's base URL to end in /v1.",
+                "There is nothing at this path. GET /openapi.json lists what the gateway serves; "
+                "set your SDK's base URL to end in /v1.",
             )
         method, endpoint = found
         if exchange.request.method != method:
@@ -96,7 +103,10 @@ class Proxy:
                 "The gateway has no configuration yet. Try again shortly.",
                 headers={"retry-after": "1"},
             )
-        caller = auth.identify(exchange.request.headers, table.snapshot, time.time())
+        if exchange.request.path in PUBLIC:
+            caller = ANONYMOUS
+        else:
+            caller = auth.identify(exchange.request.headers, table.snapshot, time.time())
         return Context(self._settings, self._upstream, self._tracer, table, caller)
 
     def _record(self, exchange: Exchange) -> None:

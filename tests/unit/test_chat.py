@@ -26,7 +26,7 @@ USER = '"messages":[{"role":"user","content":"hi"}]'
         ('{"model":"m","messages":[]}', "invalid_value", "messages", "at least one"),
         ('{"model":"m","messages":"x"}', "invalid_value", "messages", "must be a list"),
         ('{"model":"m","messages":[1]}', "invalid_value", "messages[0]", "must be an object"),
-        ('{"model":"m","messages":[{}]}', "invalid_value", "messages[0].role", "must be a string"),
+        ('{"model":"m","messages":[{}]}', "missing_field", "messages[0].role", "Send"),
         (f'{{"model":"m",{USER},"stream":1}}', "invalid_value", "stream", "true or false"),
         (f'{{"model":"m",{USER},"max_tokens":0}}', "invalid_value", "max_tokens", "at least 1"),
         (f'{{"model":"m",{USER},"max_tokens":"9"}}', "invalid_value", "max_tokens", "an integer"),

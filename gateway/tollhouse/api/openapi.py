@@ -1,0 +1,223 @@
+"""The OpenAPI 3.1 document of the callers' port, made from the types that check requests.
+
+``OPERATIONS`` says what each endpoint takes and gives; a test holds it against the endpoints that
+are served. Types of answers document what callers may rely on: more fields may come.
+
+Source of the format: https://spec.openapis.org/oas/v3.1.1.html
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from tollhouse import __version__
+from tollhouse.api.chat import ChatBody
+from tollhouse.errors import KINDS
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+_PROVIDER_STATUSES = frozenset({422})
+"""What a provider that blames the request may say beside the table's own: see ``failures``."""
+
+
+class CalledTool(msgspec.Struct):
+    """A call that the model asks for."""
+
+    id: str
+    type: str
+    function: dict[str, Any] | None = None
+
+
+class AnswerMessage(msgspec.Struct):
+    """What the model said."""
+
+    role: str
+    content: str | None = None
+    tool_calls: list[CalledTool] | None = None
+
+
+class Choice(msgspec.Struct):
+    """One of the ``n`` answers."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: str | None = None
+
+
+class TokenUsage(msgspec.Struct):
+    """Tokens, as the provider counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(msgspec.Struct):
+    """A whole chat completion, as the provider sent it."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: TokenUsage | None = None
+
+
+class Model(msgspec.Struct):
+    """A model that this key may call."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(msgspec.Struct):
+    """The models that this key may call."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One endpoint. ``takes`` is the type of its JSON body, ``gives`` the type of each 200 by media
+    type (None: described by its media type alone), ``public`` whether it asks for no key.
+    """
+
+    method: str
+    id: str
+    summary: str
+    gives: dict[str, Any]
+    takes: Any = None
+    public: bool = False
+
+
+OPERATIONS: dict[str, Operation] = {
+    "/v1/chat/completions": Operation(
+        method="POST",
+        id="createChatCompletion",
+        summary="Answer a conversation, whole or as a stream of events.",
+        takes=ChatBody,
+        gives={JSON: ChatCompletion, EVENTS: None},
+    ),
+    "/v1/models": Operation(
+        method="GET",
+        id="listModels",
+        summary="List the models that this key may call.",
+        gives={JSON: ModelList},
+    ),
+    "/openapi.json": Operation(
+        method="GET",
+        id="getOpenAPI",
+        summary="Give this document.",
+        gives={JSON: dict[str, Any]},
+        public=True,
+    ),
+}
+"""Every endpoint by its path; ``{name}`` in a path stands for a parameter."""
+
+
+def document() -> dict[str, Any]:
+    """The whole document as plain data, the same for every process of one version."""
+    types = [
+        type_
+        for operation in OPERATIONS.values()
+        for type_ in (operation.takes, *operation.gives.values())
+        if type_ is not None
+    ]
+    schemas, components = msgspec.json.schema_components(
+        types, ref_template="#/components/schemas/{name}"
+    )
+    schema_of = dict(zip(map(id, types), schemas, strict=True))
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "Tollhouse",
+            "version": __version__,
+            "description": "An LLM gateway with OpenAI's API in front of any provider.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"bearer": []}, {"xApiKey": []}, {"apiKey": []}],
+        "paths": {
+            path: {operation.method.lower(): _operation(path, operation, schema_of)}
+            for path, operation in OPERATIONS.items()
+        },
+        "components": {
+            "schemas": {**components, "Error": _ERROR},
+            "responses": _refusals(),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "xApiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "api-key"},
+            },
+        },
+    }
+
+
+def encode() -> bytes:
+    """The document as it is served, and as ``docs/openapi.json`` holds it."""
+    return msgspec.json.format(msgspec.json.encode(document()), indent=2) + b"\n"
+
+
+_ERROR = {
+    "title": "Error",
+    "description": "Every failure, on every path. `message` says what to do next.",
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"enum": sorted({kind.type for kind in KINDS.values()})},
+                "param": {"type": ["string", "null"]},
+                "code": {"enum": sorted(KINDS)},
+                "metadata": {"type": "object"},
+            },
+        }
+    },
+}
+
+
+def _operation(path: str, operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {"operationId": operation.id, "summary": operation.summary}
+    if operation.public:
+        result["security"] = []
+    names = [piece[1:-1] for piece in path.split("/") if piece.startswith("{")]
+    if names:
+        result["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    if operation.takes is not None:
+        result["requestBody"] = {
+            "required": True,
+            "content": {JSON: {"schema": schema_of[id(operation.takes)]}},
+        }
+    content = {
+        media: {"schema": {"type": "string"} if type_ is None else schema_of[id(type_)]}
+        for media, type_ in operation.gives.items()
+    }
+    result["responses"] = {
+        "200": {"description": "The answer.", "content": content},
+        **{name: {"$ref": f"#/components/responses/{name}"} for name in _refusals()},
+    }
+    return result
+
+
+def _refusals() -> dict[str, Any]:
+    """Every status that is an error, with the codes that go with it."""
+    codes: dict[int, list[str]] = {status: ["provider_rejected"] for status in _PROVIDER_STATUSES}
+    for code, kind in KINDS.items():
+        codes.setdefault(kind.status, []).append(code)
+    return {
+        str(status): {
+            "description": f"One of: {', '.join(codes[status])}.",
+            "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
+        }
+        for status in sorted(codes)
+    }
