@@ -14,7 +14,7 @@ rises only when an older reader would misread what it is given.
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -236,6 +236,33 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+def price(own: Pricing | None, model: KnownModel) -> Pricing:
+    """A route's own prices, and where it is silent the published ones.
+
+    A published discount for cached input says nothing beside a price of one's own.
+    """
+    said, own = model.pricing, own or Pricing()
+    return Pricing(
+        input=own.input or said.input,
+        cached_input=own.cached_input or (said.cached_input if own.input is None else None),
+        output=own.output or said.output,
+    )
+
+
+def completed(own: Capabilities, models: Sequence[KnownModel]) -> Capabilities:
+    """A route's own capabilities, and where it is silent what all of its models are known to do.
+
+    Whichever target is tried must take the whole prompt, so the smallest window counts.
+    """
+    windows = [it.context_window for it in models if it.context_window is not None]
+    searches = all(it.web_search for it in models) or None
+    return msgspec.structs.replace(
+        own,
+        context_window=own.context_window or (min(windows) if windows else None),
+        web_search=own.web_search if own.web_search is not None else searches,
+    )
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):

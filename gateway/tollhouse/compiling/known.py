@@ -75,9 +75,7 @@ def families_of(account: str) -> tuple[str, ...]:
         sorted(
             it
             for it in found
-            if not any(
-                it.removesuffix("*").startswith(stem) and it != f"{stem}*" for stem in stems
-            )
+            if not any(it.removesuffix("*").startswith(stem) and it != f"{stem}*" for stem in stems)
         )
     )
 

@@ -44,11 +44,10 @@ def compile_route(
         return None
     capabilities = spec.capabilities
     targets = _targets(resource, upstreams, found) if spec.select is None else ()
-    priced, windows = _priced(resource, targets, upstreams, found)
+    priced, models = _priced(resource, targets, upstreams, found)
     able = live.Capabilities(**capabilities.model_dump() if capabilities else {})
-    if able.context_window is None and windows and len(windows) == len(targets):
-        # Whichever target is tried must take the whole prompt.
-        able = msgspec.structs.replace(able, context_window=min(windows))
+    if models and len(models) == len(targets):
+        able = live.completed(able, models)
     return live.Route(
         namespace=resource.metadata.namespace,
         name=resource.metadata.name,
@@ -94,14 +93,14 @@ def _priced(
     targets: tuple[live.Target, ...],
     upstreams: Upstreams,
     found: list[Finding],
-) -> tuple[tuple[live.Target, ...], list[int]]:
-    """The targets with what they cost, and the context windows (tokens) that are known.
+) -> tuple[tuple[live.Target, ...], list[live.KnownModel]]:
+    """The targets with what they cost, and what is known about their models.
 
     A wildcard's models are priced when they are asked for, unless the route gives prices.
     """
     providers = {it.id: it for it in upstreams.usable.values()}
     priced: list[live.Target] = []
-    windows: list[int] = []
+    models: list[live.KnownModel] = []
     for target in targets:
         provider = providers[target.provider]
         own = target.pricing or live.Pricing()
@@ -110,15 +109,10 @@ def _priced(
             unknown = account is None and own.input is None
         else:
             model = known.model_of(account, target.model) if account is not None else None
-            said = model.pricing if model is not None else live.Pricing()
-            own = live.Pricing(
-                input=own.input or said.input,
-                cached_input=own.cached_input or (said.cached_input if not own.input else None),
-                output=own.output or said.output,
-            )
+            if model is not None:
+                own = live.price(own, model)
+                models.append(model)
             unknown = own.input is None and own.output is None
-            if model is not None and model.context_window is not None:
-                windows.append(model.context_window)
         if unknown and not resource.spec.free and provider.type != "Mock":
             message = (
                 f"nobody publishes what {target.model or 'its models'} cost at the Provider "
@@ -127,7 +121,7 @@ def _priced(
             found.append(warning(resource, "spec.targets", Reason.UNKNOWN_PRICE, message))
         pricing = own if own != live.Pricing() else None
         priced.append(msgspec.structs.replace(target, pricing=pricing))
-    return tuple(priced), windows
+    return tuple(priced), models
 
 
 def _account(provider: live.Provider, model: str) -> str | None:
