@@ -70,6 +70,13 @@ def serve(
             help="403, or 400 for clients that expect it, when a key may not use a model.",
         ),
     ] = 403,
+    public_catalogue: Annotated[
+        bool,
+        typer.Option(
+            envvar="TOLLHOUSE_PUBLIC_CATALOGUE",
+            help="Whether GET /api/models shows anybody the models shared with every namespace.",
+        ),
+    ] = True,
     drain_delay: Annotated[
         float,
         typer.Option(
@@ -118,6 +125,7 @@ def serve(
         tls_key=tls_key,
         max_body_bytes=max_body_bytes,
         denied_model_status=denied_model_status,
+        public_catalogue=public_catalogue,
         drain_delay=drain_delay,
         drain_timeout=drain_timeout,
         log_format=log_format,

@@ -16,7 +16,7 @@ import msgspec
 from tollhouse.compiling.caller import KEY_NAME, PREVIOUS_DIGESTS, Caller, compile_caller
 from tollhouse.compiling.names import Claims, Names, Namespaces
 from tollhouse.compiling.provider import compile_provider
-from tollhouse.compiling.route import Upstreams, compile_route
+from tollhouse.compiling.route import Upstreams, compile_route, known_models
 from tollhouse.findings import Condition, Finding, Reason, conditions, refused, warning
 from tollhouse.resources import (
     Provider,
@@ -68,8 +68,13 @@ def compile_snapshot(resources: Resources) -> Compiled:
     for policy in (*_living(resources.policies), *_living(resources.budgets)):
         message = "accepted, but this version does not enforce limits and budgets yet"
         findings.append(warning(policy, "spec", Reason.NOT_ENFORCED, message))
+    tables = known_models(routes, upstreams)
+    providers = [
+        msgspec.structs.replace(it, known=tables[it.id]) if it.id in tables else it
+        for it in upstreams.usable.values()
+    ]
     return Compiled(
-        snapshot=Snapshot.of(providers=upstreams.usable.values(), routes=routes, keys=keys),
+        snapshot=Snapshot.of(providers=providers, routes=routes, keys=keys),
         findings=tuple(sorted(findings, key=_about)),
     )
 

@@ -37,6 +37,7 @@ class Reason(StrEnum):
 
     NOT_ENFORCED = "NotEnforced"
     NO_CREDENTIALS = "NoCredentials"
+    UNKNOWN_PRICE = "UnknownPrice"
     NO_MATCHING_ROUTE = "NoMatchingRoute"
     INVALID_ANNOTATION = "InvalidAnnotation"
 

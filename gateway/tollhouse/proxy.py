@@ -25,11 +25,16 @@ log = structlog.get_logger()
 ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "/v1/chat/completions": ("POST", chat.answer),
     "/v1/models": ("GET", models.answer),
+    "/v1/key": ("GET", models.key),
+    "/api/models": ("GET", models.public),
     "/openapi.json": ("GET", openapi.answer),
 }
 """The callers' port, path by path: the method, and what answers."""
 
-PUBLIC = frozenset({"/openapi.json"})
+PREFIXES: dict[str, tuple[str, Endpoint]] = {models.PREFIX: ("GET", models.one)}
+"""Paths with a name behind them, which may have slashes itself."""
+
+PUBLIC = frozenset({"/openapi.json", "/api/models"})
 """Paths that ask for no key: their endpoints are given ``ANONYMOUS`` as the caller."""
 
 ANONYMOUS = Key(namespace="", name="anonymous", allowed_models=())
@@ -80,7 +85,7 @@ class Proxy:
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         path = exchange.request.path
-        found = ENDPOINTS.get(path)
+        found = ENDPOINTS.get(path) or _below(path)
         if found is None:
             raise RequestError(
                 "not_found",
@@ -118,3 +123,8 @@ class Proxy:
         if trail.usage is not None:
             metrics.tokens(exchange.route, "input").inc(trail.usage.prompt_tokens)
             metrics.tokens(exchange.route, "output").inc(trail.usage.completion_tokens)
+
+
+def _below(path: str) -> tuple[str, Endpoint] | None:
+    found = (it for prefix, it in PREFIXES.items() if path.startswith(prefix) and path != prefix)
+    return next(found, None)

@@ -5,16 +5,53 @@ keeps the table that it started with.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import groupby
 
+import msgspec
+
 from tollhouse.errors import RequestError
-from tollhouse.snapshot import Key, Route, Snapshot, Target
+from tollhouse.snapshot import Key, KnownModel, Route, Select, Snapshot, Target, completed, price
 
 EFFORTS = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 _HINT_POOL = 500
 """How many names are searched for near ones: a wrong name must not cost more than a right one."""
+
+
+_CONCRETE_POOL = 1024
+"""How many models of wildcard routes a table keeps worked out."""
+_LEVELS = 1001
+"""More priorities than a route can have: so far apart are those of two chosen routes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a request asks of whatever serves it; ``prompt_tokens`` is an estimate, 0 unknown.
+
+    ``free_only`` keeps to free routes, also where the caller names the model.
+    """
+
+    vision: bool = False
+    tools: bool = False
+    reasoning: bool = False
+    web_search: bool = False
+    free_only: bool = False
+    prompt_tokens: int = 0
+
+
+NOTHING = Needs()
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a choice among routes may depend on beside the request: first-byte times (seconds) by
+    (Provider id, upstream model), and the draw of numbers in [0, 1)."""
+
+    latencies: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    draw: Callable[[], float] = random.random
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +78,7 @@ class _View:
     exact: dict[str, Route]
     bare: dict[str, Route | None]
     wildcards: tuple[tuple[str, Route], ...]
+    families: tuple[tuple[str, Route], ...]
 
 
 class Table:
@@ -50,12 +88,21 @@ class Table:
         self.snapshot = snapshot
         self.digest = digest
         self._views: dict[str, _View] = {}
+        self._concretes: dict[tuple[str, str], Route] = {}
 
-    def resolve(self, caller: Key, requested: str) -> Resolution:
-        """Effort suffix → alias → exact route → bare name → longest wildcard → allow-list → caps.
+    def resolve(
+        self,
+        caller: Key,
+        requested: str,
+        needs: Needs = NOTHING,
+        conditions: Conditions | None = None,
+    ) -> Resolution:
+        """Effort suffix → alias → exact route → bare name → longest wildcard → family of models →
+        allow-list → choice of a route, for ``select`` → caps.
 
         Raises RequestError: model_not_found when no route has the name, model_not_allowed when
-        the caller's list leaves it out.
+        the caller's list leaves it out, not_free when a paid model is asked for with
+        ``free_only``, and unsupported_parameter when no route to choose can serve the ``needs``.
         """
         view = self._view(caller.namespace)
         stem, _, suffix = requested.rpartition(":")
@@ -72,6 +119,18 @@ class Table:
                 "Ask its owner to add the model to spec.allowedModels.",
                 param="model",
             )
+        if route.select is not None:
+            circumstances = conditions or Conditions()
+            chosen = self._choose(caller, view, route, route.select, needs, circumstances)
+            return replace(chosen, requested=requested, effort=effort)
+        route = self._concrete(route, model, matched)
+        if needs.free_only and not _is_free(route):
+            raise RequestError(
+                "not_free",
+                f"{model} is not free, and the request says free_models_only. "
+                "Leave that out, or ask for a free model.",
+                param="free_models_only",
+            )
         return Resolution(
             requested=requested,
             model=model,
@@ -81,6 +140,92 @@ class Table:
             max_tokens=_cap(caller, model, route),
         )
 
+    def describe(self, caller: Key, model: str) -> Route:
+        """The route for a model's name, with the prices and capabilities of that very model.
+
+        Raises RequestError as ``resolve`` does; for a ``select`` route it is that route itself.
+        """
+        view = self._view(caller.namespace)
+        found = _find(view, caller.model_aliases.get(model, model))
+        if found is None or found[0].select is None or not allows(caller, found[1], found[0]):
+            return self.resolve(caller, model).route
+        return found[0]
+
+    def _concrete(self, route: Route, model: str, matched: str | None) -> Route:
+        """A wildcard route as one for this very model: with its prices and capabilities."""
+        if matched is None:
+            return route
+        key = (route.id, model)
+        concrete = self._concretes.get(key)
+        if concrete is None:
+            if len(self._concretes) >= _CONCRETE_POOL:
+                # Callers make these names up.
+                self._concretes.clear()
+            concrete = self._concretes[key] = self._worked_out(route, matched)
+        return concrete
+
+    def _worked_out(self, route: Route, matched: str) -> Route:
+        targets: list[Target] = []
+        models: list[KnownModel] = []
+        for target in route.targets:
+            found = known(self.snapshot, target, matched) if target.model is None else None
+            if found is not None:
+                models.append(found)
+                pricing = price(target.pricing, found)
+                targets.append(msgspec.structs.replace(target, pricing=pricing))
+            else:
+                targets.append(target)
+        able = route.capabilities
+        if models and len(models) == len(targets):
+            able = completed(able, models)
+        return msgspec.structs.replace(route, targets=tuple(targets), capabilities=able)
+
+    def _choose(
+        self,
+        caller: Key,
+        view: _View,
+        asked: Route,
+        select: Select,
+        needs: Needs,
+        conditions: Conditions,
+    ) -> Resolution:
+        """The best of the routes to choose among, with the targets of the others behind its own.
+
+        Others whose ``parameters`` differ are left out: what is sent must fit every target.
+        """
+        lacking: set[str] = set()
+        able: list[tuple[Route, str, str | None]] = []
+        for route, model, matched in _candidates(view, select.models):
+            if not allows(caller, model, route):
+                continue
+            concrete = self._concrete(route, model, matched)
+            lacks = _lacks(concrete, needs)
+            lacking.update(lacks)
+            if not lacks and concrete.targets:
+                able.append((concrete, model, matched))
+        if not able:
+            raise _nothing_left(asked, lacking)
+        able.sort(key=lambda it: _rank(it, select.by, conditions))
+        first, model, matched = able[0]
+        same = [it for it in able if it[0].parameters == first.parameters]
+        targets = tuple(
+            msgspec.structs.replace(
+                target,
+                model=target.model or its or name,
+                priority=target.priority + number * _LEVELS,
+            )
+            for number, (route, name, its) in enumerate(same)
+            for target in route.targets
+        )
+        caps = [_cap(caller, name, route) for route, name, _ in same]
+        return Resolution(
+            requested=asked.models[0],
+            model=model,
+            route=msgspec.structs.replace(first, targets=targets),
+            matched=matched,
+            max_tokens=min((cap for cap in caps if cap is not None), default=None),
+        )
+
     def visible(self, caller: Key) -> list[Route]:
         """The routes that this caller may call, by canonical id."""
         view = self._view(caller.namespace)
@@ -88,6 +233,11 @@ class Table:
         routes |= {id(route): route for _, route in view.wildcards}
         allowed = (route for route in routes.values() if allows(caller, route.models[0], route))
         return sorted(allowed, key=lambda route: route.models[0])
+
+    def shared(self) -> list[Route]:
+        """The routes that keys of every namespace may call, by canonical id."""
+        routes = (it for it in self.snapshot.routes.values() if it.shared_with is None)
+        return sorted(routes, key=lambda route: route.models[0])
 
     def _view(self, namespace: str) -> _View:
         view = self._views.get(namespace)
@@ -114,6 +264,22 @@ class Table:
         return RequestError(
             "model_not_found", f"No route serves the model {name[:128]!r}.{hint}", param="model"
         )
+
+
+def known(snapshot: Snapshot, target: Target, model: str) -> KnownModel | None:
+    """What is known about a wildcard target's model: by its name, else by its longest beginning."""
+    provider = snapshot.providers.get(target.provider)
+    if provider is None or not provider.known:
+        return None
+    name = model.lower()
+    found = provider.known.get(name)
+    if found is not None:
+        return found
+    for end in range(len(name), 0, -1):
+        found = provider.known.get(f"{name[:end]}*")
+        if found is not None:
+            return found
+    return None
 
 
 def order(targets: Iterable[Target], draw: Callable[[], float]) -> list[list[Target]]:
@@ -163,14 +329,105 @@ def _find(view: _View, name: str) -> tuple[Route, str, str | None] | None:
     for prefix, wildcard in view.wildcards:
         if name.startswith(prefix) and len(name) > len(prefix):
             return wildcard, name, name[len(prefix) :]
+    if "/" not in name:
+        for pattern, wildcard in view.families:
+            if _matches(pattern, name):
+                return wildcard, wildcard.models[0][:-1] + name, name
     return None
+
+
+def _candidates(view: _View, patterns: Iterable[str]) -> list[tuple[Route, str, str | None]]:
+    """What a choice is among: each route once that has a name of its own which a pattern matches,
+    and the models of wildcards that a pattern names in full."""
+    found: dict[str, tuple[Route, str, str | None]] = {}
+    for pattern in patterns:
+        if pattern.endswith("*"):
+            names = [name for name in view.exact if _matches(pattern, name)]
+        else:
+            names = [pattern]
+        for name in names:
+            it = _find(view, name)
+            if it is not None and it[0].select is None and not it[1].endswith("*"):
+                found.setdefault(it[1], it)
+    return list(found.values())
+
+
+def _lacks(route: Route, needs: Needs) -> list[str]:
+    """What a request needs and the route does not give; what nobody says is taken to be there,
+    but for web search, which few models have."""
+    able = route.capabilities
+    lacks: list[str] = []
+    if needs.vision and able.vision is False:
+        lacks.append("vision")
+    if needs.tools and able.tools is False:
+        lacks.append("tools")
+    if needs.reasoning and able.reasoning is False:
+        lacks.append("reasoning")
+    if needs.web_search and able.web_search is not True:
+        lacks.append("web search")
+    if able.context_window is not None and needs.prompt_tokens > able.context_window:
+        lacks.append(f"a context window for about {needs.prompt_tokens} tokens")
+    if needs.free_only and not _is_free(route):
+        lacks.append("being free")
+    return lacks
+
+
+def _nothing_left(asked: Route, lacking: set[str]) -> RequestError:
+    if not lacking:
+        return RequestError(
+            "model_not_found",
+            f"{asked.models[0]} has no model to choose that this key may use. "
+            "Ask the owner of the key or of the ModelRoute.",
+            param="model",
+        )
+    return RequestError(
+        "unsupported_parameter",
+        f"No model that {asked.models[0]} chooses among has all that the request needs; missing: "
+        f"{', '.join(sorted(lacking))}. Leave that out, or name a model.",
+        param="model",
+    )
+
+
+def _is_free(route: Route) -> bool:
+    return route.free or bool(route.targets and all(_cost(it) == 0 for it in route.targets))
+
+
+def _cost(target: Target) -> Decimal:
+    """Dollars for a million tokens, three of prompt to one of answer; infinite when unknown."""
+    pricing = target.pricing
+    if pricing is None or pricing.input is None or pricing.output is None:
+        return Decimal("inf")
+    return (3 * Decimal(pricing.input) + Decimal(pricing.output)) / 4
+
+
+def _rank(
+    candidate: tuple[Route, str, str | None], by: str, conditions: Conditions
+) -> Decimal | float:
+    """Where a candidate stands among the others, the smallest first.
+
+    By its first targets: those that a request meets unless they fail. A target that nobody has
+    waited for yet counts as quick, so that its time becomes known.
+    """
+    route, model, matched = candidate
+    lowest = min(it.priority for it in route.targets)
+    targets = [it for it in route.targets if it.priority == lowest]
+    if by == "Price":
+        return Decimal(0) if route.free else max(_cost(it) for it in targets)
+    if by == "Latency":
+        times = conditions.latencies
+        return max(times.get((it.provider, it.model or matched or model), 0.0) for it in targets)
+    weight = sum(it.weight for it in targets)
+    # Efraimidis and Spirakis, as in ``_shuffle``.
+    return -(conditions.draw() ** (1 / weight)) if weight else 0.0
 
 
 def _make_view(routes: Iterable[Route]) -> _View:
     exact: dict[str, Route] = {}
     bare: dict[str, Route | None] = {}
     wildcards: dict[str, Route] = {}
+    families: dict[str, Route] = {}
     for route in routes:
+        families |= dict.fromkeys(route.families, route)
         for name in route.models:
             if name.endswith("*"):
                 wildcards[name[:-1]] = route
@@ -185,6 +442,7 @@ def _make_view(routes: Iterable[Route]) -> _View:
         exact=exact,
         bare=bare,
         wildcards=tuple(sorted(wildcards.items(), key=lambda item: len(item[0]), reverse=True)),
+        families=tuple(sorted(families.items(), key=lambda item: len(item[0]), reverse=True)),
     )
 
 

@@ -27,6 +27,7 @@ class Settings:
     max_body_bytes: int = 32 * 1024 * 1024
     body_timeout: float = 60.0
     denied_model_status: int = 403
+    public_catalogue: bool = True
     drain_delay: float = 0.0
     drain_timeout: float = 30.0
     log_format: str = "auto"

@@ -14,7 +14,7 @@ rises only when an older reader would misread what it is given.
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -101,8 +101,28 @@ class Mock(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: MockUsage | None = None
 
 
+class Pricing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Decimal strings, USD per million tokens."""
+
+    input: str | None = None
+    cached_input: str | None = None
+    output: str | None = None
+
+
+class KnownModel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is publicly known about a model; ``context_window`` in tokens."""
+
+    pricing: Pricing = Pricing()
+    context_window: int | None = None
+    web_search: bool | None = None
+
+
 class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An upstream account. ``headers`` are sent as they stand with every request."""
+    """An upstream account. ``headers`` are sent as they stand with every request.
+
+    ``known`` is for wildcard routes: models by the provider's own lower-case names, where a
+    trailing ``*`` matches any rest.
+    """
 
     namespace: str
     name: str
@@ -114,18 +134,11 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
     health: Health = Health()
     ca_pem: str | None = None
     mock: Mock | None = None
+    known: dict[str, KnownModel] = {}
 
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
-
-
-class Pricing(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Decimal strings, USD per million tokens."""
-
-    input: str | None = None
-    cached_input: str | None = None
-    output: str | None = None
 
 
 class Target(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -169,11 +182,19 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     context_window: int | None = None
 
 
+class Select(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Choose among the routes that have these names; ``by`` is Price, Latency or Weight."""
+
+    models: tuple[str, ...]
+    by: str = "Price"
+
+
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Names that callers use and where they go.
+    """Names that callers use and where they go: to ``targets``, or to a choice of other routes.
 
     ``models`` holds the canonical id first; a trailing ``*`` matches any rest. ``shared_with``
-    lists the namespaces whose keys may call the route; None means every namespace.
+    lists the namespaces whose keys may call the route; None means every namespace. ``families``
+    are patterns of bare names that a wildcard route serves too: ``claude*`` of ``anthropic/*``.
     """
 
     namespace: str
@@ -186,6 +207,8 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     free: bool = False
     strict: bool = False
     shared_with: tuple[str, ...] | None = None
+    select: Select | None = None
+    families: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -213,6 +236,33 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+def price(own: Pricing | None, model: KnownModel) -> Pricing:
+    """A route's own prices, and where it is silent the published ones.
+
+    A published discount for cached input says nothing beside a price of one's own.
+    """
+    said, own = model.pricing, own or Pricing()
+    return Pricing(
+        input=own.input or said.input,
+        cached_input=own.cached_input or (said.cached_input if own.input is None else None),
+        output=own.output or said.output,
+    )
+
+
+def completed(own: Capabilities, models: Sequence[KnownModel]) -> Capabilities:
+    """A route's own capabilities, and where it is silent what all of its models are known to do.
+
+    Whichever target is tried must take the whole prompt, so the smallest window counts.
+    """
+    windows = [it.context_window for it in models if it.context_window is not None]
+    searches = all(it.web_search for it in models) or None
+    return msgspec.structs.replace(
+        own,
+        context_window=own.context_window or (min(windows) if windows else None),
+        web_search=own.web_search if own.web_search is not None else searches,
+    )
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -45,6 +45,8 @@ T = TypeVar("T")
 _ERROR_BYTES = 64 * 1024
 _MISCONFIGURED = frozenset({401, 403, 404})
 """What a provider says when our credential or its model's name is wrong: another may do."""
+_TIMED = 4096
+"""How many targets' first-byte times are kept."""
 _MOST_BACKOFF = 10.0
 """Seconds. A provider that asks for a longer pause is passed over instead."""
 
@@ -121,7 +123,9 @@ class _Attempt:
                     provider, outgoing, self.target.timeouts.connect
                 )
             self._span.first_byte(answer.status)
-            self._upstream.metrics.first_byte(provider.id).observe(time.monotonic() - begun)
+            took = time.monotonic() - begun
+            self._upstream.metrics.first_byte(provider.id).observe(took)
+            self._upstream.note((provider.id, model), took)
             if answer.status >= 300:
                 raise await self._refusal(answer)
             return await finish(self, answer)
@@ -219,6 +223,8 @@ class Upstream:
         self._http = HTTPTransport()
         self._mock = MockTransport()
         self._active: dict[str, int] = {}
+        self.latencies: dict[tuple[str, str], float] = {}
+        """Seconds to the first byte by (Provider id, upstream model): a moving average."""
 
     async def whole(
         self,
@@ -322,6 +328,14 @@ class Upstream:
                     return
                 if _is_hopeless(trail.failure):
                     targets.remove(target)
+
+    def note(self, target: tuple[str, str], seconds: float) -> None:
+        """Take one more first-byte time into a target's average; the last ten weigh most."""
+        before = self.latencies.get(target)
+        if before is None and len(self.latencies) >= _TIMED:
+            # Callers of wildcard routes make models up.
+            self.latencies.clear()
+        self.latencies[target] = seconds if before is None else before + (seconds - before) / 5
 
     def enter(self, provider: Provider) -> None:
         """Count a request in. Raises Saturated when the provider has its ``maxConcurrent``."""

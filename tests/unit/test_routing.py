@@ -7,7 +7,17 @@ import pytest
 
 from tollhouse import routing
 from tollhouse.errors import RequestError
-from tollhouse.snapshot import Key, Parameters, Route, Snapshot, Target
+from tollhouse.snapshot import (
+    Key,
+    KnownModel,
+    Parameters,
+    Pricing,
+    Provider,
+    Route,
+    Select,
+    Snapshot,
+    Target,
+)
 
 
 def route(name: str, *models: str, **fields: object) -> Route:
@@ -24,6 +34,7 @@ ROUTES = [
     route("mixed", "mixed/*", "mixed-default"),
     route("left", "left/twin"),
     route("right", "right/twin"),
+    route("claude", "anthropic/*", families=("claude*",)),
     route("hidden", "secret/model", namespace="other", shared_with=("other",)),
     route("lent", "lent/model", namespace="other", shared_with=("other", "ai")),
 ]
@@ -50,6 +61,13 @@ def caller(**fields: object) -> Key:
         ("fast", "o4", "openai/o4", None, None),
         ("fast:low", "o4", "openai/o4", None, "low"),
         ("lent/model", "lent", "lent/model", None, None),
+        (
+            "claude-3-5-sonnet-20241022",
+            "claude",
+            "anthropic/claude-3-5-sonnet-20241022",
+            "claude-3-5-sonnet-20241022",
+            None,
+        ),
     ],
 )
 def test_a_name_resolves_as_documented(
@@ -165,3 +183,76 @@ def test_the_provider_is_asked_for_its_own_name(
     target: Target, requested: str, expected: str
 ) -> None:
     assert routing.upstream_model(TABLE.resolve(caller(), requested), target) == expected
+
+
+class TestKnownModels:
+    provider = Provider(
+        "ai",
+        "p",
+        "OpenAI",
+        known={
+            "gpt-5": KnownModel(Pricing(input="2", output="4"), 400_000),
+            "gpt-5-mini*": KnownModel(Pricing(input="1", output="2"), 200_000, web_search=True),
+            "gpt-*": KnownModel(Pricing(input="9", output="9")),
+        },
+    )
+    routes = (
+        route("openai", "openai/*"),
+        route("cheap", "auto", select=Select(("openai/gpt-5", "openai/gpt-5-mini"))),
+        route("even", "even", select=Select(("one/*", "two/*"), "Weight")),
+        route("one", "one/a"),
+        Route("ai", "two", ("two/b",), (Target("ai/p", weight=3),)),
+    )
+    table = routing.Table(Snapshot.of([provider], routes), "digest")
+
+    @pytest.mark.parametrize(
+        ("model", "price", "window"),
+        [
+            ("gpt-5", "2", 400_000),
+            ("GPT-5", "2", 400_000),
+            ("gpt-5-mini-2026", "1", 200_000),
+            ("gpt-9", "9", None),
+            ("other", None, None),
+        ],
+    )
+    def test_a_wildcards_model_has_the_data_of_its_name(self, model, price, window):
+        found = self.table.resolve(caller(), f"openai/{model}").route
+        pricing = found.targets[0].pricing
+        assert (pricing.input if pricing else None, found.capabilities.context_window) == (
+            price,
+            window,
+        )
+
+    def test_a_choice_may_name_models_of_a_wildcard(self):
+        chosen = self.table.resolve(caller(), "auto:high")
+        assert (chosen.model, chosen.requested) == ("openai/gpt-5-mini", "auto:high")
+        assert chosen.effort == "high"
+        assert [target.model for target in chosen.route.targets] == ["gpt-5-mini", "gpt-5"]
+
+    def test_a_prompt_beyond_the_window_goes_to_the_larger_one(self):
+        chosen = self.table.resolve(caller(), "auto", routing.Needs(prompt_tokens=300_000))
+        assert chosen.model == "openai/gpt-5"
+
+    def test_web_search_is_only_where_it_is_known_to_be(self):
+        chosen = self.table.resolve(caller(), "auto", routing.Needs(web_search=True))
+        assert [target.model for target in chosen.route.targets] == ["gpt-5-mini"]
+
+    def test_a_choice_keeps_to_the_callers_list_and_its_smallest_cap(self):
+        listed = caller(
+            allowed_models=("auto", "openai/gpt-5"), max_tokens={"openai/gpt-5": 7, "*": 9}
+        )
+        chosen = self.table.resolve(listed, "auto")
+        assert (chosen.model, chosen.max_tokens) == ("openai/gpt-5", 7)
+
+    def test_nothing_to_choose_is_said(self):
+        with pytest.raises(RequestError) as caught:
+            self.table.resolve(caller(allowed_models=("auto",)), "auto")
+        assert caught.value.code == "model_not_found"
+
+    def test_weights_decide_the_share(self):
+        draw = random.Random(7).random
+        conditions = routing.Conditions(draw=draw)
+        names = (
+            self.table.resolve(caller(), "even", conditions=conditions).model for _ in range(4000)
+        )
+        assert Counter(names)["two/b"] == pytest.approx(3000, rel=0.05)

@@ -106,11 +106,3 @@ class StreamWatch:
 def _status_of(error: object) -> int:
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500
-
-
-def model_list(models: list[tuple[str, str]]) -> bytes:
-    """The body of ``GET /v1/models`` for (id, owner) pairs."""
-    entries = [
-        {"id": model, "object": "model", "created": 0, "owned_by": owner} for model, owner in models
-    ]
-    return msgspec.json.encode({"object": "list", "data": entries})

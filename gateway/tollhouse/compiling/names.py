@@ -85,7 +85,10 @@ class Names:
 
     def resolve(self, namespace: str, name: str) -> bool:
         """Whether a name that the namespace's callers ask for comes to a route."""
-        return any(scope.admitted(name) or name in scope.bare for scope in self._seen(namespace))
+        return any(
+            scope.admitted(name) or name in scope.bare or scope.known(name)
+            for scope in self._seen(namespace)
+        )
 
     def _seen(self, namespace: str) -> "list[_Scope]":
         return [self._scopes[it] for it in (None, namespace) if it in self._scopes]
@@ -96,14 +99,22 @@ class _Scope:
         self.bare: set[str] = set()
         self._exact: list[str] = []
         self._prefixes: set[str] = set()
+        self._families: set[str] = set()
 
     def add(self, route: Route) -> None:
         self.bare.add(route.models[0].rpartition("/")[2])
+        self._families.update(route.families)
         for name in route.models:
             if name.endswith("*"):
                 self._prefixes.add(name[:-1])
             else:
                 insort(self._exact, name)
+
+    def known(self, name: str) -> bool:
+        """Whether a bare name belongs to a family that some wildcard serves."""
+        return any(
+            name.startswith(it[:-1]) if it.endswith("*") else name == it for it in self._families
+        )
 
     def admitted(self, pattern: str) -> bool:
         stem = pattern.removesuffix("*")

@@ -1,13 +1,14 @@
 """ModelRoute → a route of the snapshot, with those of its targets that can be used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from tollhouse import snapshot as live
+from tollhouse.compiling import known
 from tollhouse.compiling.names import Namespaces
-from tollhouse.findings import Finding, Reason, refused, unresolved
+from tollhouse.findings import Finding, Reason, refused, unresolved, warning
 from tollhouse.kinds.fields import Timeouts
 from tollhouse.resources import ModelRoute, Ref, seconds
 
@@ -34,9 +35,6 @@ def compile_route(
     some wildcard makes of the name.
     """
     spec = resource.spec
-    if spec.select is not None:
-        message = "this version cannot choose among models yet; give targets"
-        found.append(refused(resource, "spec.select", Reason.UNSUPPORTED_FIELD, message))
     for field in ("defaults", "overrides"):
         if not _encodes(getattr(spec.parameters, field)):
             message = "holds a number or text that JSON and 64 bits cannot hold"
@@ -45,11 +43,16 @@ def compile_route(
     if found:
         return None
     capabilities = spec.capabilities
+    targets = _targets(resource, upstreams, found) if spec.select is None else ()
+    priced, models = _priced(resource, targets, upstreams, found)
+    able = live.Capabilities(**capabilities.model_dump() if capabilities else {})
+    if models and len(models) == len(targets):
+        able = live.completed(able, models)
     return live.Route(
         namespace=resource.metadata.namespace,
         name=resource.metadata.name,
         models=spec.models,
-        targets=_targets(resource, upstreams, found),
+        targets=priced,
         retries=live.Retries(
             attempts=spec.retries.attempts,
             backoff=seconds(spec.retries.backoff),
@@ -61,11 +64,82 @@ def compile_route(
             max_tokens=spec.parameters.max_tokens,
             unsupported=spec.parameters.unsupported,
         ),
-        capabilities=live.Capabilities(**capabilities.model_dump() if capabilities else {}),
+        capabilities=able,
         free=spec.free,
         strict=spec.strict,
         shared_with=namespaces.shared_with(resource),
+        select=live.Select(spec.select.from_, spec.select.by) if spec.select else None,
+        families=_families(spec.models[0], targets, upstreams),
     )
+
+
+def known_models(
+    routes: Iterable[live.Route], upstreams: Upstreams
+) -> Mapping[str, dict[str, live.KnownModel]]:
+    """By the id of each Provider that wildcard routes target: what is known about its models."""
+    tables: dict[str, dict[str, live.KnownModel]] = {}
+    providers = {it.id: it for it in upstreams.usable.values()}
+    for route in routes:
+        for target in route.targets:
+            account = _account(providers[target.provider], route.models[0])
+            if target.model is None and account is not None:
+                table = known.table_of(account)
+                tables[target.provider] = table | tables.get(target.provider, {})
+    return tables
+
+
+def _priced(
+    resource: ModelRoute,
+    targets: tuple[live.Target, ...],
+    upstreams: Upstreams,
+    found: list[Finding],
+) -> tuple[tuple[live.Target, ...], list[live.KnownModel]]:
+    """The targets with what they cost, and what is known about their models.
+
+    A wildcard's models are priced when they are asked for, unless the route gives prices.
+    """
+    providers = {it.id: it for it in upstreams.usable.values()}
+    priced: list[live.Target] = []
+    models: list[live.KnownModel] = []
+    for target in targets:
+        provider = providers[target.provider]
+        own = target.pricing or live.Pricing()
+        account = _account(provider, resource.spec.models[0])
+        if target.model is None:
+            unknown = account is None and own.input is None
+        else:
+            model = known.model_of(account, target.model) if account is not None else None
+            if model is not None:
+                own = live.price(own, model)
+                models.append(model)
+            unknown = own.input is None and own.output is None
+        if unknown and not resource.spec.free and provider.type != "Mock":
+            message = (
+                f"nobody publishes what {target.model or 'its models'} cost at the Provider "
+                f"{provider.id}: give spec.targets[].pricing, or answers carry no cost"
+            )
+            found.append(warning(resource, "spec.targets", Reason.UNKNOWN_PRICE, message))
+        pricing = own if own != live.Pricing() else None
+        priced.append(msgspec.structs.replace(target, pricing=pricing))
+    return tuple(priced), models
+
+
+def _account(provider: live.Provider, model: str) -> str | None:
+    return known.account_of(provider.base_url, model) if provider.type != "Mock" else None
+
+
+def _families(
+    canonical: str, targets: tuple[live.Target, ...], upstreams: Upstreams
+) -> tuple[str, ...]:
+    """The bare names that mean a model of this wildcard: those of the provider it is named after.
+
+    A route to Mocks alone has none: it is not worth the second that the data takes to load.
+    """
+    prefix, slash, rest = canonical.partition("/")
+    providers = {it.id: it for it in upstreams.usable.values()}
+    if not slash or rest != "*" or all(providers[it.provider].type == "Mock" for it in targets):
+        return ()
+    return known.families_of(prefix)
 
 
 def _targets(

@@ -12,9 +12,9 @@ from aiohttp import web
 from tollhouse import failures
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
-from tollhouse.routing import Resolution, Table
+from tollhouse.routing import NOTHING, Conditions, Needs, Resolution, Table
 from tollhouse.settings import Settings
-from tollhouse.snapshot import Key
+from tollhouse.snapshot import Key, Route
 from tollhouse.telemetry import Tracer
 from tollhouse.upstream import Call, Compose, Upstream
 
@@ -29,14 +29,26 @@ class Context:
     table: Table
     caller: Key
 
-    def resolve(self, model: str) -> Resolution:
+    def resolve(self, model: str, needs: Needs = NOTHING) -> Resolution:
         """Which route a model's name comes to for this caller. Raises RequestError."""
         try:
-            return self.table.resolve(self.caller, model)
+            conditions = Conditions(self.upstream.latencies)
+            return self.table.resolve(self.caller, model, needs, conditions)
         except RequestError as error:
-            if error.code == "model_not_allowed":
-                error.status = self.settings.denied_model_status
-            raise
+            raise self._denied(error) from None
+
+    def describe(self, model: str) -> Route:
+        """The route that a model's name comes to for this caller, with that model's prices and
+        capabilities. Raises RequestError."""
+        try:
+            return self.table.describe(self.caller, model)
+        except RequestError as error:
+            raise self._denied(error) from None
+
+    def _denied(self, error: RequestError) -> RequestError:
+        if error.code == "model_not_allowed":
+            error.status = self.settings.denied_model_status
+        return error
 
     def call(
         self, exchange: Exchange, resolution: Resolution, operation: str, compose: Compose
