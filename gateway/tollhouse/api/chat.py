@@ -14,6 +14,25 @@ import msgspec
 from tollhouse.errors import RequestError
 
 
+GATEWAY_FIELDS = ("free_models_only", "webSearchEnabled")
+"""Fields that speak to the gateway; no provider gets them."""
+
+
+class ReasoningField(msgspec.Struct, frozen=True):
+    """``reasoning``, as OpenRouter defines it."""
+
+    effort: str | None = None
+    max_tokens: int | None = None
+    exclude: bool | None = None
+
+
+class ThinkingField(msgspec.Struct, frozen=True):
+    """``thinking``, as Anthropic defines it: ``enabled`` or ``disabled``."""
+
+    type: str | None = None
+    budget_tokens: int | None = None
+
+
 class _Checked(msgspec.Struct):
     """The fields that the gateway itself reads; null is the same as absent."""
 
@@ -24,6 +43,11 @@ class _Checked(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     user: str | None = None
+    reasoning_effort: str | None = None
+    reasoning: ReasoningField | None = None
+    thinking: ThinkingField | None = None
+    tools: list[dict[str, Any]] | None = None
+    web_search_enabled: bool | None = msgspec.field(default=None, name="webSearchEnabled")
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -36,6 +60,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
     max_tokens: int | None
     max_completion_tokens: int | None
     fields: dict[str, msgspec.Raw]
+    reasoning_effort: str | None = None
+    reasoning: ReasoningField | None = None
+    thinking: ThinkingField | None = None
+    web_search: bool = False
 
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -73,6 +101,11 @@ def parse(body: bytes) -> ChatRequest:
         max_tokens=checked.max_tokens,
         max_completion_tokens=checked.max_completion_tokens,
         fields=fields,
+        reasoning_effort=checked.reasoning_effort,
+        reasoning=checked.reasoning,
+        thinking=checked.thinking,
+        web_search=checked.web_search_enabled is True
+        or any(tool.get("type") == "web_search" for tool in checked.tools or ()),
     )
 
 
