@@ -15,6 +15,9 @@ from tollhouse.api.usage import Usage
 from tollhouse.errors import StatusError
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Choice(msgspec.Struct):
     delta: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -24,7 +27,7 @@ class Chunk(msgspec.Struct):
     """What the gateway reads of one stream chunk; tolerant, since it is the provider's."""
 
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = _NULL
     error: Any = None
 
     @property
@@ -52,7 +55,7 @@ class Chunk(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    usage: msgspec.Raw | None = None
+    usage: msgspec.Raw = _NULL
 
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
@@ -75,7 +78,7 @@ def read_usage(body: bytes) -> Usage | None:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("the answer is not JSON") from error
-    return None if given is None else usage.of_chat(given)
+    return None if given == _NULL else usage.of_chat(given)
 
 
 class StreamWatch:
@@ -110,7 +113,7 @@ class StreamWatch:
         finishes, reasons = chunk.finishes, chunk.reasons
         self.finished = self.finished or finishes
         self.begun = self.begun or chunk.has_content
-        counted = usage.of_chat(chunk.usage) if chunk.usage is not None else None
+        counted = usage.of_chat(chunk.usage) if chunk.usage != _NULL else None
         if counted is not None:
             self.usage = counted
             if not chunk.choices and not self._wants_usage:

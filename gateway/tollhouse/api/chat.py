@@ -13,7 +13,6 @@ import msgspec
 
 from tollhouse.errors import RequestError
 
-
 GATEWAY_FIELDS = ("free_models_only", "webSearchEnabled")
 """Fields that speak to the gateway; no provider gets them."""
 
