@@ -94,7 +94,7 @@ class Chunks:
         if not self._head or not data.startswith(self._head):
             self._learn(data)
             if not self._head:
-                return data
+                return self.rewritten(data, None, finishes=False, reasons=False, shows_usage=True)
         return self._new_head + data[len(self._head) :]
 
     def rewritten(
@@ -127,19 +127,17 @@ class Chunks:
     def _learn(self, data: bytes) -> None:
         """Note the chunk's bytes up to the end of its model, where that can be told for sure."""
         self._head = b""
-        before, found, _ = data.partition(b'"model"')
+        before, name, _ = data.partition(b'"model"')
         try:
-            # Only where a top-level name may stand do these bytes read as an object.
+            # Only where a member of the chunk itself may stand do these bytes read as an object.
             _fields_decoder.decode(before + b'"model":0}')
-            model = _fields_decoder.decode(data)["model"]
+            model = bytes(_fields_decoder.decode(data)["model"])
         except (*_BROKEN, KeyError):
             return
-        head = before + found + b":" + bytes(model)
-        spaced = before + found + b": " + bytes(model)
-        for candidate in (head, spaced):
-            if data.startswith(candidate):
-                self._head = candidate
-                self._new_head = before + b'"model":' + bytes(self._model)
+        for head in (before + name + b":" + model, before + name + b": " + model):
+            if model.startswith(b'"') and data.startswith(head):
+                self._head = head
+                self._new_head = head[: -len(model)] + bytes(self._model)
 
 
 def _normalise(fields: Fields, part: str, origin: Origin, *, reasons: bool) -> bool:
@@ -225,4 +223,9 @@ def _metadata(origin: Origin, underlying: msgspec.Raw | None) -> Fields:
 
 
 def _strictly(fields: Fields) -> bytes:
-    return msgspec.json.encode(shape.completion(msgspec.json.decode(msgspec.json.encode(fields))))
+    encoded = msgspec.json.encode(fields)
+    try:
+        return msgspec.json.encode(shape.completion(msgspec.json.decode(encoded)))
+    except _BROKEN:
+        # Text that is not UTF-8, say: nobody can read it, and it is not ours to repair.
+        return encoded

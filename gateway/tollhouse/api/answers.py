@@ -14,7 +14,6 @@ from tollhouse.api.additions import Origin
 from tollhouse.api.usage import Usage
 from tollhouse.errors import StatusError
 
-
 _NULL = msgspec.Raw(b"null")
 
 

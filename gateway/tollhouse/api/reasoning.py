@@ -97,7 +97,7 @@ def _effort(
         return given.effort, "reasoning.effort"
     if given is not None and given.max_tokens is not None:
         return None, "reasoning.max_tokens"
-    if thinking is not None and thinking.type is not None:
+    if thinking is not None and (thinking.type is not None or budget is not None):
         if thinking.type == "disabled":
             return "none", "thinking"
         return (_DEFAULT if budget is None else None), "thinking"
