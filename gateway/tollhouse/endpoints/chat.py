@@ -23,7 +23,7 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     reasons.check(reasoning, route)
     if request.web_search:
         _check_web_search(request, resolution)
-    strict = route.strict or exchange.request.headers.get("x-tollhouse-strict") == "true"
+    strict = route.strict or _asks_strictly(exchange)
     excluded = reasoning is not None and reasoning.exclude
 
     def compose(provider: Provider, model: str) -> tuple[str, bytes]:
@@ -54,6 +54,10 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     price = cost.of(trail.usage, who.pricing)
     headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
     return exchange.whole(whole(body, who, trail.usage), headers)
+
+
+def _asks_strictly(exchange: Exchange) -> bool:
+    return exchange.request.headers.get("x-tollhouse-strict", "").lower() == "true"
 
 
 def _origin(resolution: Resolution, trail: Trail, *, strict: bool, excluded: bool) -> Origin:
