@@ -69,9 +69,9 @@ class Exchange:
                 "invalid_http", "The body ended early or is not encoded as its headers say."
             ) from None
 
-    def whole(self, body: bytes) -> web.Response:
-        """A whole JSON answer."""
-        return self._respond(200, body, {})
+    def whole(self, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+        """A whole JSON answer, with these headers beside those of every answer."""
+        return self._respond(200, body, headers or {})
 
     def refuse(self, error: RequestError) -> web.Response:
         """An error in the documented envelope."""

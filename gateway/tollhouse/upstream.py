@@ -81,6 +81,7 @@ class Trail:
     attempts: int = 0
     waited: float = 0.0
     provider: Provider | None = None
+    target: Target | None = None
     model: str = ""
     usage: Usage | None = None
     failure: UpstreamError | None = None
@@ -102,7 +103,7 @@ class _Attempt:
     async def run(self, finish: "Callable[[_Attempt, Answer], Awaitable[T]]") -> T:
         """Send, wait for the head, hand the answer to ``finish``. Raises UpstreamError."""
         call, trail, provider = self._call, self._trail, self._provider
-        trail.provider = provider
+        trail.provider, trail.target = provider, self.target
         self._upstream.enter(provider)
         trail.attempts += 1
         trail.model = model = routing.upstream_model(call.resolution, self.target)

@@ -43,6 +43,12 @@ class Caller:
         )
 
 
+def pieces(body: bytes) -> list[dict[str, Any]]:
+    """The chunks of a stream's body."""
+    events = body.removesuffix(u.DONE).split(b"\n\n")
+    return [json.loads(event.removeprefix(b"data: ")) for event in events if event]
+
+
 @asynccontextmanager
 async def calling(folder: Path, *resources: Any) -> AsyncIterator[Caller]:
     g.write(folder, g.caller(), *resources)
@@ -222,7 +228,9 @@ async def test_a_stream_that_fails_before_its_first_content_falls_back_unseen(
         async with calling(tmp_path, *first_and_second(one, two)) as caller:
             status, body = await caller.stream()
     assert status == 200
-    assert body == u.chunk({"content": "from two"}) + u.chunk({}, "stop") + u.DONE
+    assert body.startswith(u.chunk({"content": "from two"}, model="m"))
+    assert [piece["choices"][0]["finish_reason"] for piece in pieces(body)] == [None, "stop"]
+    assert body.endswith(u.DONE)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,7 @@ async def test_a_stream_that_fails_before_its_first_content_falls_back_unseen(
 async def test_a_stream_that_fails_after_its_first_content_ends_in_an_error(
     tmp_path: Path, ending: tuple[bytes, ...], cut: bool
 ) -> None:
-    first = u.chunk({"content": "partial"})
+    first = u.chunk({"content": "partial"}, model="m")
     async with u.serving(u.streaming(first, 0.05, *ending, cut=cut)) as one:
         async with u.serving(u.always()) as two:
             async with calling(tmp_path, *first_and_second(one, two)) as caller:
@@ -267,9 +275,9 @@ async def test_an_idle_stream_is_cut(tmp_path: Path) -> None:
 
 
 async def test_events_are_forwarded_as_they_arrive(tmp_path: Path) -> None:
-    pieces = [u.chunk({"content": str(n)}) for n in range(4)]
+    sent = [u.chunk({"content": str(n)}, model="m") for n in range(4)]
     slow = u.streaming(
-        pieces[0], 0.3, pieces[1], 0.3, pieces[2], 0.3, pieces[3], u.chunk({}, "stop"), u.DONE
+        sent[0], 0.3, sent[1], 0.3, sent[2], 0.3, sent[3], u.chunk({}, "stop"), u.DONE
     )
     async with u.serving(slow) as one:
         resources = [g.openai_compatible("one", one.base_url), g.route("m", ["m"], "one")]
@@ -278,7 +286,7 @@ async def test_events_are_forwarded_as_they_arrive(tmp_path: Path) -> None:
             async with caller._post("m", {"stream": True}) as answer:
                 async for piece in answer.content.iter_any():
                     arrived.append((time.monotonic(), piece))
-    assert b"".join(piece for _, piece in arrived).startswith(b"".join(pieces))
+    assert b"".join(piece for _, piece in arrived).startswith(b"".join(sent))
     assert arrived[1][0] - arrived[0][0] > 0.2
 
 
@@ -295,7 +303,8 @@ async def test_usage_reaches_only_who_asked_and_is_counted_always(
             _, body = await caller.stream(**asked)
             metrics = (await asyncio.to_thread(caller.gateway.ops, "/metrics"))[1]
         assert one.received[0].json["stream_options"]["include_usage"] is True
-    assert (u.USAGE_EVENT in body) is shown
+    counted = [piece["usage"]["total_tokens"] for piece in pieces(body) if "usage" in piece]
+    assert counted == ([5] if shown else [])
     assert 'tollhouse_tokens_total{direction="output",route="ai/m"} 2.0' in metrics
 
 
@@ -305,10 +314,11 @@ async def test_a_stream_without_done_gets_one(tmp_path: Path) -> None:
         resources = [g.openai_compatible("one", one.base_url), g.route("m", ["m"], "one")]
         async with calling(tmp_path, *resources) as caller:
             _, body = await caller.stream()
-    assert body.endswith(u.chunk({}, "stop") + u.DONE)
+    assert pieces(body)[-1]["choices"][0]["finish_reason"] == "stop"
+    assert body.endswith(u.DONE)
 
 
-async def test_bytes_pass_through_whole_answers(tmp_path: Path) -> None:
+async def test_what_the_gateway_does_not_know_passes_through_whole_answers(tmp_path: Path) -> None:
     odd = u.always(text="é\u2028", vendor={"kept": [1.0, None]}, x_new=12345678901234567890)
     async with u.serving(odd) as one:
         resources = [g.openai_compatible("one", one.base_url), g.route("m", ["m"], "one")]
@@ -316,9 +326,14 @@ async def test_bytes_pass_through_whole_answers(tmp_path: Path) -> None:
             _, _, body = await caller.whole(vendor_field={"a": 1})
         assert one.received[0].json["vendor_field"] == {"a": 1}
         assert one.received[0].headers["Authorization"] == f"Bearer {g.PROVIDER_KEY}"
-    assert body == u.completion(
+    expected = u.completion(
         text="é\u2028", vendor={"kept": [1.0, None]}, x_new=12345678901234567890
     )
+    ours = ("model", "usage")
+    assert {name: body[name] for name in expected if name not in ours} == {
+        name: value for name, value in expected.items() if name not in ours
+    }
+    assert body["usage"] == {**expected["usage"], "cost": None}
 
 
 async def test_an_answer_that_is_no_json_is_not_passed_on(tmp_path: Path) -> None:

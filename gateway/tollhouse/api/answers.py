@@ -1,16 +1,20 @@
-"""Chat completions on their way back: what the gateway reads of an answer, and what it adds.
+"""Chat completions on their way back: what the gateway reads of them as they pass.
 
 Source of the format: the OpenAI API reference, "Create chat completion" and its streaming chunks.
 Readers are tolerant, since providers differ; what is not understood passes on as it came.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from tollhouse.api import sse
+from tollhouse.api import additions, sse, usage
+from tollhouse.api.additions import Origin
 from tollhouse.api.usage import Usage
 from tollhouse.errors import StatusError
+
+_NULL = msgspec.Raw(b"null")
 
 
 class _Choice(msgspec.Struct):
@@ -22,7 +26,7 @@ class Chunk(msgspec.Struct):
     """What the gateway reads of one stream chunk; tolerant, since it is the provider's."""
 
     choices: list[_Choice] | None = None
-    usage: Usage | None = None
+    usage: msgspec.Raw = _NULL
     error: Any = None
 
     @property
@@ -35,12 +39,22 @@ class Chunk(msgspec.Struct):
         )
 
     @property
+    def reasons(self) -> bool:
+        """Whether it holds a piece of reasoning, under either of its names."""
+        return any(
+            delta is not None
+            and (delta.get("reasoning") is not None or delta.get("reasoning_content") is not None)
+            for choice in self.choices or ()
+            for delta in (choice.delta,)
+        )
+
+    @property
     def finishes(self) -> bool:
         return any(choice.finish_reason is not None for choice in self.choices or ())
 
 
 class _Answer(msgspec.Struct):
-    usage: Usage | None = None
+    usage: msgspec.Raw = _NULL
 
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
@@ -58,28 +72,32 @@ def read_chunk(data: bytes) -> Chunk | None:
 def read_usage(body: bytes) -> Usage | None:
     """The usage of a whole answer, None where there is none. Raises ValueError unless JSON."""
     try:
-        return _answer_decoder.decode(body).usage
+        given = _answer_decoder.decode(body).usage
     except msgspec.ValidationError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("the answer is not JSON") from error
+    return None if given == _NULL else usage.of_chat(given)
 
 
 class StreamWatch:
-    """Looks at a chat completion's chunks as they pass; every one goes on in its own bytes.
+    """Looks at a chat completion's chunks as they pass, and makes of each what the caller gets.
 
-    Usage is always asked of the provider; its chunk goes on only if the caller wants it too.
+    Usage is always asked of the provider; it goes on only if the caller wants it too. ``origin``
+    is asked once per attempt who answers; without it every chunk goes on in its own bytes.
     """
 
-    def __init__(self, *, wants_usage: bool) -> None:
+    def __init__(self, *, wants_usage: bool, origin: Callable[[], Origin] | None = None) -> None:
         self.begun = False
         self.finished = False
         self.done = False
         self.usage: Usage | None = None
         self._wants_usage = wants_usage
+        self._origin = origin
+        self._chunks: additions.Chunks | None = None
 
     def fresh(self) -> "StreamWatch":
-        return StreamWatch(wants_usage=self._wants_usage)
+        return StreamWatch(wants_usage=self._wants_usage, origin=self._origin)
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -91,13 +109,27 @@ class StreamWatch:
             return event
         if chunk.error is not None:
             raise StatusError(_status_of(chunk.error), data)
-        self.finished = self.finished or chunk.finishes
+        finishes, reasons = chunk.finishes, chunk.reasons
+        self.finished = self.finished or finishes
         self.begun = self.begun or chunk.has_content
-        if chunk.usage is not None:
-            self.usage = chunk.usage
+        counted = usage.of_chat(chunk.usage) if chunk.usage != _NULL else None
+        if counted is not None:
+            self.usage = counted
             if not chunk.choices and not self._wants_usage:
                 return b""
-        return event
+        if self._chunks is None:
+            if self._origin is None:
+                return event
+            self._chunks = additions.Chunks(self._origin())
+        if finishes or reasons or counted is not None:
+            passed = self._chunks.rewritten(
+                data, counted, finishes=finishes, reasons=reasons, shows_usage=self._wants_usage
+            )
+        else:
+            passed = self._chunks.plain(data)
+        if b"\n" in passed:
+            passed = passed.replace(b"\n", b"\ndata: ")
+        return b"data: " + passed + b"\n\n" if passed else b""
 
     def ending(self) -> bytes:
         return sse.DONE

@@ -2,19 +2,29 @@
 
 from aiohttp import web
 
-from tollhouse.api import answers, chat
+from tollhouse.api import answers, chat, cost
+from tollhouse.api import reasoning as reasons
+from tollhouse.api.additions import Origin, whole
 from tollhouse.api.chat import ChatRequest
 from tollhouse.endpoints import Context, refusal
-from tollhouse.errors import UpstreamError
+from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.providers import openai
-from tollhouse.routing import Needs
+from tollhouse.routing import Needs, Resolution
 from tollhouse.snapshot import Provider
+from tollhouse.upstream import Trail
 
 
 async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     request = chat.parse(await exchange.read_json(context.settings))
     resolution = context.resolve(request.model, _needs(request))
+    route, trail = resolution.route, exchange.trail
+    reasoning = reasons.asked(request, resolution.effort)
+    reasons.check(reasoning, route)
+    if request.web_search:
+        _check_web_search(request, resolution)
+    strict = route.strict or _asks_strictly(exchange)
+    excluded = reasoning is not None and reasoning.exclude
 
     def compose(provider: Provider, model: str) -> tuple[str, bytes]:
         return openai.chat_request(
@@ -22,21 +32,66 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
             provider=provider,
             model=model,
             cap=resolution.max_tokens,
-            parameters=resolution.route.parameters,
+            parameters=route.parameters,
+            reasoning=reasoning,
+            capabilities=route.capabilities,
         )
+
+    def origin() -> Origin:
+        return _origin(resolution, trail, strict=strict, excluded=excluded)
 
     call = context.call(exchange, resolution, "chat", compose)
     snapshot = context.table.snapshot
     try:
         if request.stream:
-            watch = answers.StreamWatch(wants_usage=request.wants_usage)
-            stream = await context.upstream.stream(snapshot, call, exchange.trail, watch)
+            watch = answers.StreamWatch(wants_usage=request.wants_usage, origin=origin)
+            stream = await context.upstream.stream(snapshot, call, trail, watch)
             return await exchange.forward(stream)
-        return exchange.whole(
-            await context.upstream.whole(snapshot, call, exchange.trail, answers.read_usage)
-        )
+        body = await context.upstream.whole(snapshot, call, trail, answers.read_usage)
     except UpstreamError as error:
         raise refusal(error, exchange, resolution) from None
+    who = origin()
+    price = cost.of(trail.usage, who.pricing)
+    headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
+    return exchange.whole(whole(body, who, trail.usage), headers)
+
+
+def _asks_strictly(exchange: Exchange) -> bool:
+    return exchange.request.headers.get("x-tollhouse-strict", "").lower() == "true"
+
+
+def _origin(resolution: Resolution, trail: Trail, *, strict: bool, excluded: bool) -> Origin:
+    """Who answers, once an attempt is under way."""
+    requested = resolution.requested
+    named = requested if "/" in requested else resolution.model
+    prefix, slash, _ = named.partition("/")
+    provider, target = trail.provider, trail.target
+    return Origin(
+        requested_model=requested,
+        requested_provider=prefix if slash else None,
+        used_model=resolution.model,
+        used_provider=provider.name if provider is not None else "",
+        upstream_model=trail.model,
+        pricing=cost.pricing_of(resolution.route, target) if target is not None else None,
+        strict=strict,
+        exclude_reasoning=excluded,
+    )
+
+
+def _check_web_search(request: ChatRequest, resolution: Resolution) -> None:
+    """Raise RequestError unless the route says that its targets search the web."""
+    if resolution.route.capabilities.web_search is not True:
+        param = (
+            "tools"
+            if b"web_search" in bytes(request.fields.get("tools", b""))
+            else ("webSearchEnabled")
+        )
+        raise RequestError(
+            "unsupported_parameter",
+            f"{resolution.model} has no target that searches the web. Leave out `{param}`, or use "
+            "a model whose `capabilities` at GET /v1/models name web search.",
+            param=param,
+        )
 
 
 def _needs(request: ChatRequest) -> Needs:
