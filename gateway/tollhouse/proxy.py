@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from tollhouse import auth
-from tollhouse.endpoints import Context, Endpoint, chat, models
+from tollhouse.endpoints import Context, Endpoint, chat, models, passthrough
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange
 from tollhouse.routing import Table
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "/v1/chat/completions": ("POST", chat.answer),
     "/v1/models": ("GET", models.answer),
+    **passthrough.ENDPOINTS,
 }
 """The callers' port, path by path: the method, and what answers."""
 
@@ -75,11 +76,7 @@ class Proxy:
         path = exchange.request.path
         found = ENDPOINTS.get(path)
         if found is None:
-            raise RequestError(
-                "not_found",
-                "There is nothing at this path. The gateway serves POST /v1/chat/completions and "
-                "GET /v1/models; set your SDK's base URL to end in /v1.",
-            )
+            raise RequestError("not_found", f"There is nothing at this path. {_served(path)}")
         method, endpoint = found
         if exchange.request.method != method:
             raise RequestError(
@@ -108,3 +105,15 @@ class Proxy:
         if trail.usage is not None:
             metrics.tokens(exchange.route, "input").inc(trail.usage.prompt_tokens)
             metrics.tokens(exchange.route, "output").inc(trail.usage.completion_tokens)
+
+
+def _served(path: str) -> str:
+    """What there is: near this path where it is in a family, such as ``/v1/images/``."""
+    family = "/".join(path.split("/")[:3]) + "/"
+    near = [name for name in ENDPOINTS if name.startswith(family)]
+    if near:
+        return f"Below {family} the gateway serves {', '.join(near)}."
+    return (
+        "The gateway serves POST /v1/chat/completions and GET /v1/models; "
+        "set your SDK's base URL to end in /v1."
+    )
