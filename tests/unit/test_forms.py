@@ -111,6 +111,10 @@ def test_names_are_read_as_servers_read_them() -> None:
     [
         ("multipart/form-data; boundary=abc", b"abc"),
         ('Multipart/Form-Data; charset=utf-8; Boundary="a b"', b"a b"),
+        ("multipart/form-data; boundary=--WebKitFormBoundary7", b"--WebKitFormBoundary7"),
+        ("multipart/form-data; boundary=a; boundary=b", None),
+        ('multipart/form-data; x="; boundary=a"; boundary=b', None),
+        ("multipart/form-data; boundary=a; boundary*0=b", None),
         ("multipart/form-data", None),
         ("multipart/mixed; boundary=abc", None),
         ("application/json", None),

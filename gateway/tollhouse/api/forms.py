@@ -15,6 +15,7 @@ MAX_MODEL_BYTES = 1024
 MAX_PARTS = 256
 _MAX_HEADER_BYTES = 16 * 1024
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"\\\r\n]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
+_BOUNDARIES = re.compile(r"boundary[\s*\d]*=", re.IGNORECASE)
 _DISPOSITION = re.compile(
     rb"""form-data(?P<params>(?:\s*;\s*[\w!#$%&'*+.^`|~-]+=(?:"(?:[^"\\\r\n]|\\.)*"|[^\s;"]+))*)\s*;?\s*""",
     re.IGNORECASE,
@@ -24,9 +25,11 @@ _PARAM = re.compile(rb""";\s*([\w!#$%&'*+.^`|~-]+)=(?:"((?:[^"\\\r\n]|\\.)*)"|([
 
 def boundary_of(content_type: str) -> bytes:
     """The boundary that a ``Content-Type`` header declares. Raises RequestError without one."""
+    # Two of them, or one inside of another parameter's quotes, are read in different ways.
+    once = len(_BOUNDARIES.findall(content_type)) == 1
     kind = content_type.partition(";")[0].strip().lower()
     found = _BOUNDARY.search(content_type)
-    if kind != "multipart/form-data" or found is None:
+    if kind != "multipart/form-data" or found is None or not once:
         raise RequestError(
             "unsupported_media_type",
             "Send the body as a form, with `Content-Type: multipart/form-data; boundary=…`.",
