@@ -4,13 +4,14 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, StreamReader, web
 
 from tollhouse import failures
 from tollhouse.api import envelope, sse
+from tollhouse.binary import Binary
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.settings import Settings
 from tollhouse.stream import Stream
@@ -41,13 +42,22 @@ class Exchange:
 
         Raises RequestError for a wrong content type, a body that is too large, cut short or slow.
         """
-        request = self.request
-        limit, seconds = settings.max_body_bytes, settings.body_timeout
-        if request.content_type != _JSON:
+        if self.request.content_type != _JSON:
             raise RequestError(
                 "unsupported_media_type",
                 "Send the body as JSON, with `Content-Type: application/json`.",
             )
+        pieces: list[bytes] = []
+        await self.receive(settings, pieces.append)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def receive(self, settings: Settings, take: Callable[[bytes], None]) -> None:
+        """Give ``take`` the body piece by piece, within the size and time that settings allow.
+
+        Raises RequestError for a body that is too large, cut short or slow.
+        """
+        request = self.request
+        limit, seconds = settings.max_body_bytes, settings.body_timeout
         length = request.content_length
         if length is not None and length > limit:
             raise _too_large(limit)
@@ -57,9 +67,10 @@ class Exchange:
         try:
             if content.is_eof():
                 # It came together with the head: nothing to wait for.
-                return await _read(content, limit)
+                await _read(content, limit, take)
+                return
             async with asyncio.timeout(seconds):
-                return await _read(content, limit)
+                await _read(content, limit, take)
         except TimeoutError:
             raise RequestError(
                 "request_timeout", f"The body did not arrive within {seconds:g} s. Send it again."
@@ -121,6 +132,38 @@ class Exchange:
             self.trail.usage = stream.usage
             stream.close(outcome)
 
+    async def forward_bytes(self, answer: Binary) -> web.StreamResponse:
+        """Send an answer of another content type as it comes, and close it.
+
+        A failure breaks the connection: nothing else tells a caller that these bytes are not all.
+        """
+        outcome = "cancelled"
+        try:
+            self._answered = time.monotonic()
+            self.status = 200
+            response = web.StreamResponse(
+                headers={"Content-Type": answer.content_type, **self._headers()}
+            )
+            if not self.keep_alive or self.request.version < HttpVersion11:
+                response.force_close()
+            await response.prepare(self.request)
+            try:
+                while chunk := await answer.next():
+                    async with asyncio.timeout(_WRITE_TIMEOUT):
+                        await response.write(chunk)
+                outcome = "ok"
+            except (UpstreamError, TimeoutError) as error:
+                if isinstance(error, UpstreamError):
+                    outcome = error.outcome
+                    self.code = failures.broken_stream(error, self.trail.provider).code
+                else:
+                    self.code = "caller_stalled"
+                if self.request.transport is not None:
+                    self.request.transport.abort()
+            return response
+        finally:
+            answer.close(outcome)
+
     def overhead(self) -> float:
         """Seconds up to the answer's first byte that were not spent waiting for a provider."""
         until = self._answered if self._answered is not None else time.monotonic()
@@ -149,15 +192,13 @@ class Exchange:
         return headers
 
 
-async def _read(content: StreamReader, limit: int) -> bytes:
-    pieces = []
+async def _read(content: StreamReader, limit: int, take: Callable[[bytes], None]) -> None:
     size = 0
     while piece := await content.readany():
         size += len(piece)
         if size > limit:
             raise _too_large(limit)
-        pieces.append(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        take(piece)
 
 
 def _too_large(limit: int) -> RequestError:

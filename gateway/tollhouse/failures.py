@@ -109,6 +109,13 @@ def _for_status(error: StatusError, provider: Provider, metadata: dict[str, Any]
             metadata=metadata,
             status=error.status,
         )
+    if error.status in (404, 405):
+        return RequestError(
+            "provider_error",
+            f"The provider {provider.name} answered with status {error.status}: it does not serve "
+            "this endpoint, or has no model of that name. Ask the owner of the ModelRoute.",
+            metadata=metadata,
+        )
     if error.status == 429:
         wait = 1.0 if error.retry_after is None else error.retry_after
         return RequestError(

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from tollhouse import auth
-from tollhouse.endpoints import Context, Endpoint, chat, models, openapi
+from tollhouse.endpoints import Context, Endpoint, chat, models, openapi, passthrough
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange
 from tollhouse.routing import Table
@@ -28,6 +28,7 @@ ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "/v1/key": ("GET", models.key),
     "/api/models": ("GET", models.public),
     "/openapi.json": ("GET", openapi.answer),
+    **passthrough.ENDPOINTS,
 }
 """The callers' port, path by path: the method, and what answers."""
 
@@ -87,11 +88,7 @@ class Proxy:
         path = exchange.request.path
         found = ENDPOINTS.get(path) or _below(path)
         if found is None:
-            raise RequestError(
-                "not_found",
-                "There is nothing at this path. GET /openapi.json lists what the gateway serves; "
-                "set your SDK's base URL to end in /v1.",
-            )
+            raise RequestError("not_found", f"There is nothing at this path. {_served(path)}")
         method, endpoint = found
         if exchange.request.method != method:
             raise RequestError(
@@ -128,3 +125,12 @@ class Proxy:
 def _below(path: str) -> tuple[str, Endpoint] | None:
     found = (it for prefix, it in PREFIXES.items() if path.startswith(prefix) and path != prefix)
     return next(found, None)
+
+
+def _served(path: str) -> str:
+    """What there is: near this path where it is in a family, such as ``/v1/images/``."""
+    family = "/".join(path.split("/")[:3]) + "/"
+    near = [name for name in ENDPOINTS if name.startswith(family)]
+    if near:
+        return f"Below {family} the gateway serves {', '.join(near)}."
+    return "GET /openapi.json lists what the gateway serves; set your SDK's base URL to end in /v1."

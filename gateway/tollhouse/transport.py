@@ -9,14 +9,14 @@ import functools
 import hashlib
 import os
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
 
 from tollhouse.errors import BrokenAnswer, ConnectError, UpstreamError
-from tollhouse.providers import mock
+from tollhouse.providers import mock, mock_endpoints
 from tollhouse.snapshot import Provider
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -24,12 +24,27 @@ MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that is not in memory: ``length`` bytes, which ``pieces`` gives from the beginning.
+
+    Every attempt at a provider calls ``pieces`` anew.
+    """
+
+    content_type: str
+    length: int
+    pieces: Callable[[], AsyncIterator[bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One request to a provider. ``headers`` hold its credential and are never printed."""
+    """One request to a provider. ``headers`` hold its credential and are never printed.
+
+    An ``Upload`` brings its own ``Content-Type`` and ``Content-Length`` into them.
+    """
 
     url: str
     headers: dict[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    body: bytes | Upload = field(repr=False)
     method: str = "POST"
 
 
@@ -89,11 +104,12 @@ class HTTPTransport:
     async def send(self, provider: Provider, outgoing: Outgoing, connect: float) -> Answer:
         pool = self._pool(provider)
         pool.active += 1
+        body = outgoing.body
         try:
             response = await pool.session.request(
                 outgoing.method,
                 outgoing.url,
-                data=outgoing.body,
+                data=body if isinstance(body, bytes) else body.pieces(),
                 headers=outgoing.headers,
                 timeout=_connect_within(connect),
                 allow_redirects=False,
@@ -180,7 +196,14 @@ class MockTransport:
         if provider.mock is None:
             raise ConnectError("the provider is not a Mock")
         number = self._counts[provider.id] = self._counts.get(provider.id, 0) + 1
-        script = mock.chat_script(provider.mock, outgoing.body, number)
+        body = outgoing.body
+        if isinstance(body, Upload):
+            digest = hashlib.sha256()
+            async for piece in body.pieces():
+                digest.update(piece)
+            # A mock's answer to a form depends on nothing but which form it was.
+            body = digest.digest()
+        script = mock_endpoints.script(provider.mock, outgoing.url, body, number)
         if script.first_byte_delay:
             await asyncio.sleep(script.first_byte_delay)
         if script.status is None:

@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 
 from tollhouse import routing
 from tollhouse.api.usage import Usage
+from tollhouse.binary import Binary
 from tollhouse.errors import (
     BrokenAnswer,
     ConnectError,
@@ -38,20 +39,22 @@ from tollhouse.transport import (
     MockTransport,
     Outgoing,
     Transport,
+    Upload,
 )
 
 T = TypeVar("T")
 
 _ERROR_BYTES = 64 * 1024
-_MISCONFIGURED = frozenset({401, 403, 404})
-"""What a provider says when our credential or its model's name is wrong: another may do."""
+_MISCONFIGURED = frozenset({401, 403, 404, 405})
+"""What a provider says when our credential or its model's name is wrong, or when it does not serve
+the endpoint: another may do."""
 _TIMED = 4096
 """How many targets' first-byte times are kept."""
 _MOST_BACKOFF = 10.0
 """Seconds. A provider that asks for a longer pause is passed over instead."""
 
 
-Compose = Callable[[Provider, str], tuple[str, bytes]]
+Compose = Callable[[Provider, str], tuple[str, bytes | Upload]]
 """From a provider and its own name for the model to the URL and body to send to it."""
 
 
@@ -172,9 +175,52 @@ class _Attempt:
                 raise BrokenAnswer(f"the answer is larger than {limit} bytes")
             pieces.append(piece)
 
+    async def whole(self, answer: Answer, read_usage: Callable[[bytes], Usage | None]) -> bytes:
+        """Read the whole body and end the attempt. BrokenAnswer where ``read_usage`` refuses it."""
+        body = await self.read(answer, MAX_ANSWER_BYTES)
+        try:
+            usage = self._trail.usage = read_usage(body)
+        except ValueError as error:
+            raise BrokenAnswer(str(error)) from None
+        answer.close()
+        self.end("ok", usage)
+        return body
+
+    async def begin(self, answer: Answer, watch: Watch) -> Stream:
+        """The events from the first one with content on."""
+        timeouts = self.target.timeouts
+        stream = Stream(
+            answer,
+            watch=watch.fresh(),
+            idle=timeouts.idle,
+            total=timeouts.total,
+            deadline=self._call.started + timeouts.total,
+            ended=self.end,
+        )
+        async with self.bound("first_byte", timeouts.first_byte):
+            await stream.begin()
+        return stream
+
+    async def binary(self, answer: Answer) -> Binary:
+        """The bytes from the first one on."""
+        timeouts = self.target.timeouts
+        async with self.bound("first_byte", timeouts.first_byte):
+            first = await answer.chunk()
+        return Binary(
+            answer,
+            first,
+            idle=timeouts.idle,
+            total=timeouts.total,
+            deadline=self._call.started + timeouts.total,
+            ended=self.end,
+        )
+
     def _outgoing(self, model: str) -> Outgoing:
         url, body = self._call.compose(self._provider, model)
         headers = openai.headers(self._provider)
+        if isinstance(body, Upload):
+            headers["Content-Type"] = body.content_type
+            headers["Content-Length"] = str(body.length)
         self._span.propagate(self._call.headers, headers)
         return Outgoing(url=url, headers=headers, body=body)
 
@@ -241,14 +287,7 @@ class Upstream:
         """
 
         async def read(attempt: _Attempt, answer: Answer) -> bytes:
-            body = await attempt.read(answer, MAX_ANSWER_BYTES)
-            try:
-                trail.usage = read_usage(body)
-            except ValueError as error:
-                raise BrokenAnswer(str(error)) from None
-            answer.close()
-            attempt.end("ok", trail.usage)
-            return body
+            return await attempt.whole(answer, read_usage)
 
         return await self._first(snapshot, call, trail, read)
 
@@ -260,19 +299,34 @@ class Upstream:
         """
 
         async def begin(attempt: _Attempt, answer: Answer) -> Stream:
-            stream = Stream(
-                answer,
-                watch=watch.fresh(),
-                idle=attempt.target.timeouts.idle,
-                total=attempt.target.timeouts.total,
-                deadline=call.started + attempt.target.timeouts.total,
-                ended=attempt.end,
-            )
-            async with attempt.bound("first_byte", attempt.target.timeouts.first_byte):
-                await stream.begin()
-            return stream
+            return await attempt.begin(answer, watch)
 
         return await self._first(snapshot, call, trail, begin)
+
+    async def any(
+        self,
+        snapshot: Snapshot,
+        call: Call,
+        trail: Trail,
+        *,
+        read_usage: Callable[[bytes], Usage | None],
+        watch: Watch,
+    ) -> bytes | Stream | Binary:
+        """What the provider's content type says: a whole JSON body, events, or any other bytes.
+
+        The caller must ``close`` a Stream or a Binary. Raises the last UpstreamError when every
+        attempt failed; ``trail`` tells the way there.
+        """
+
+        async def take(attempt: _Attempt, answer: Answer) -> bytes | Stream | Binary:
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if kind == "text/event-stream":
+                return await attempt.begin(answer, watch)
+            if kind == "application/json" or kind.endswith("+json"):
+                return await attempt.whole(answer, read_usage)
+            return await attempt.binary(answer)
+
+        return await self._first(snapshot, call, trail, take)
 
     def transport(self, provider: Provider) -> Transport:
         """The seam for this type of provider."""

@@ -5,6 +5,7 @@ Demos, tests and load runs use it. The same request always gets the same answer;
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from tollhouse.snapshot import Mock, MockFailure
 
 _CREATED = 1_700_000_000
 _CHARS_PER_TOKEN = 4
-_DEFAULT_TEXT = "This is the Tollhouse mock provider."
+DEFAULT_TEXT = "This is the Tollhouse mock provider."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,18 @@ class Script:
     disconnect: bool = False
 
 
-def chat_script(mock: Mock, body: bytes, number: int) -> Script:
-    """The script for a chat completion; ``number`` counts this provider's requests from 1."""
+def script(
+    mock: Mock, body: bytes, number: int, answer: Callable[[Mock, bytes], tuple[list[bytes], str]]
+) -> Script:
+    """The script for a request; ``number`` counts this provider's requests from 1.
+
+    ``answer`` gives the pieces of the body and its content type, where the provider does not fail.
+    """
     failure = mock.fail_with
     failing = failure is not None and number % failure.every_nth == 0
     if failing and failure is not None and failure.after_chunks is None:
         return _refusal(mock, failure)
-    request = msgspec.json.decode(body)
-    streaming = bool(request.get("stream"))
-    pieces = _stream(mock, request, body) if streaming else [_whole(mock, request, body)]
+    pieces, content_type = answer(mock, body)
     disconnect = False
     if failing and failure is not None:
         pieces = pieces[: failure.after_chunks]
@@ -51,11 +55,23 @@ def chat_script(mock: Mock, body: bytes, number: int) -> Script:
     return Script(
         status=200,
         pieces=tuple(pieces),
-        content_type="text/event-stream" if streaming else "application/json",
+        content_type=content_type,
         first_byte_delay=mock.first_byte_delay,
         chunk_delay=mock.chunk_delay,
         disconnect=disconnect,
     )
+
+
+def chat_script(mock: Mock, body: bytes, number: int) -> Script:
+    """The script for a chat completion; ``number`` counts this provider's requests from 1."""
+    return script(mock, body, number, _chat)
+
+
+def _chat(mock: Mock, body: bytes) -> tuple[list[bytes], str]:
+    request = msgspec.json.decode(body)
+    if request.get("stream"):
+        return _stream(mock, request, body), "text/event-stream"
+    return [_whole(mock, request, body)], "application/json"
 
 
 def _refusal(mock: Mock, failure: MockFailure) -> Script:
@@ -75,7 +91,7 @@ def _failure_body(failure: MockFailure) -> bytes:
 
 
 def _whole(mock: Mock, request: dict[str, Any], body: bytes) -> bytes:
-    message: dict[str, Any] = {"role": "assistant", "content": _text(mock, request)}
+    message: dict[str, Any] = {"role": "assistant", "content": text(mock, request)}
     if mock.reasoning is not None:
         message["reasoning_content"] = mock.reasoning
     if mock.images:
@@ -97,7 +113,7 @@ def _whole(mock: Mock, request: dict[str, Any], body: bytes) -> bytes:
                     "finish_reason": _finish_reason(mock),
                 }
             ],
-            "usage": _usage(mock, request),
+            "usage": usage(mock, request),
         }
     )
 
@@ -105,7 +121,7 @@ def _whole(mock: Mock, request: dict[str, Any], body: bytes) -> bytes:
 def _stream(mock: Mock, request: dict[str, Any], body: bytes) -> list[bytes]:
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     if mock.reasoning is not None:
-        deltas += [{"reasoning_content": piece} for piece in _cut(mock.reasoning, None)]
+        deltas += [{"reasoning_content": piece} for piece in cut(mock.reasoning, None)]
     if mock.images:
         deltas.append({"images": _images(mock)})
     if mock.tool_calls:
@@ -115,10 +131,10 @@ def _stream(mock: Mock, request: dict[str, Any], body: bytes) -> list[bytes]:
             deltas.append({"tool_calls": [opening]})
             deltas += [
                 {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
-                for piece in _cut(arguments, mock.chunks)
+                for piece in cut(arguments, mock.chunks)
             ]
     else:
-        deltas += [{"content": piece} for piece in _cut(_text(mock, request), mock.chunks)]
+        deltas += [{"content": piece} for piece in cut(text(mock, request), mock.chunks)]
     choices: list[list[dict[str, Any]]] = [
         [{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas
     ]
@@ -129,19 +145,21 @@ def _stream(mock: Mock, request: dict[str, Any], body: bytes) -> list[bytes]:
         "created": _CREATED,
         "model": request.get("model"),
     }
-    events = [_event({**head, "choices": choice}) for choice in choices]
+    events = [event({**head, "choices": choice}) for choice in choices]
     if (request.get("stream_options") or {}).get("include_usage"):
-        events.append(_event({**head, "choices": [], "usage": _usage(mock, request)}))
+        events.append(event({**head, "choices": [], "usage": usage(mock, request)}))
     return [*events, b"data: [DONE]\n\n"]
 
 
-def _event(chunk: dict[str, Any]) -> bytes:
+def event(chunk: dict[str, Any]) -> bytes:
+    """One stream event."""
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
-def _text(mock: Mock, request: dict[str, Any]) -> str:
+def text(mock: Mock, request: dict[str, Any]) -> str:
+    """What the script answers to these messages."""
     if mock.reply == "Text":
-        return mock.text if mock.text is not None else _DEFAULT_TEXT
+        return mock.text if mock.text is not None else DEFAULT_TEXT
     for message in reversed(request.get("messages") or []):
         if message.get("role") == "user":
             return _plain(message.get("content"))
@@ -157,17 +175,17 @@ def _plain(content: Any) -> str:
     )
 
 
-def _cut(text: str, pieces: int | None) -> list[str]:
-    """The text in this many pieces; by default word by word."""
+def cut(whole: str, pieces: int | None) -> list[str]:
+    """A text in this many pieces; by default word by word."""
     if pieces is None:
-        words = text.split(" ")
+        words = whole.split(" ")
         return [words[0], *(f" {word}" for word in words[1:])]
-    size, extra = divmod(len(text), pieces)
+    size, extra = divmod(len(whole), pieces)
     result = []
     start = 0
     for number in range(pieces):
         end = start + size + (number < extra)
-        result.append(text[start:end])
+        result.append(whole[start:end])
         start = end
     return result
 
@@ -191,30 +209,32 @@ def _finish_reason(mock: Mock) -> str:
     return "tool_calls" if mock.tool_calls else "stop"
 
 
-def _usage(mock: Mock, request: dict[str, Any]) -> dict[str, Any]:
+def usage(mock: Mock, request: dict[str, Any]) -> dict[str, Any]:
+    """The script's usage, or a count of these messages and the answer."""
     said = mock.usage
     prompt = said.prompt_tokens if said is not None else None
     completion = said.completion_tokens if said is not None else None
     if prompt is None:
         prompt = sum(
-            _tokens(_plain(message.get("content"))) for message in request.get("messages") or []
+            tokens(_plain(message.get("content"))) for message in request.get("messages") or []
         )
     if completion is None:
-        completion = _tokens(_text(mock, request)) + _tokens(mock.reasoning or "")
-    usage: dict[str, Any] = {
+        completion = tokens(text(mock, request)) + tokens(mock.reasoning or "")
+    result: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
     if said is not None and said.cached_tokens is not None:
-        usage["prompt_tokens_details"] = {"cached_tokens": said.cached_tokens}
+        result["prompt_tokens_details"] = {"cached_tokens": said.cached_tokens}
     if said is not None and said.reasoning_tokens is not None:
-        usage["completion_tokens_details"] = {"reasoning_tokens": said.reasoning_tokens}
-    return usage
+        result["completion_tokens_details"] = {"reasoning_tokens": said.reasoning_tokens}
+    return result
 
 
-def _tokens(text: str) -> int:
-    return -(-len(text) // _CHARS_PER_TOKEN)
+def tokens(words: str) -> int:
+    """A plausible count: as many as a tokenizer finds in English, roughly."""
+    return -(-len(words) // _CHARS_PER_TOKEN)
 
 
 def _id(body: bytes) -> str:
