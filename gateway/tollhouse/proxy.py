@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from tollhouse import auth
-from tollhouse.endpoints import Context, Endpoint, chat, models
+from tollhouse.endpoints import Context, Endpoint, chat, models, responses
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange
 from tollhouse.routing import Table
@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "/v1/chat/completions": ("POST", chat.answer),
+    "/v1/responses": ("POST", responses.answer),
     "/v1/models": ("GET", models.answer),
 }
 """The callers' port, path by path: the method, and what answers."""
@@ -77,8 +78,8 @@ class Proxy:
         if found is None:
             raise RequestError(
                 "not_found",
-                "There is nothing at this path. The gateway serves POST /v1/chat/completions and "
-                "GET /v1/models; set your SDK's base URL to end in /v1.",
+                "There is nothing at this path. The gateway serves POST /v1/chat/completions, "
+                "POST /v1/responses and GET /v1/models; set your SDK's base URL to end in /v1.",
             )
         method, endpoint = found
         if exchange.request.method != method:

@@ -102,7 +102,10 @@ class Mock(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An upstream account. ``headers`` are sent as they stand with every request."""
+    """An upstream account. ``headers`` are sent as they stand with every request.
+
+    ``responses_native`` says that it answers ``/responses`` itself; it gets chat completions else.
+    """
 
     namespace: str
     name: str
@@ -114,6 +117,7 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
     health: Health = Health()
     ca_pem: str | None = None
     mock: Mock | None = None
+    responses_native: bool = False
 
     @property
     def id(self) -> str:

@@ -29,7 +29,7 @@ from tollhouse.errors import (
 )
 from tollhouse.providers import openai
 from tollhouse.snapshot import Provider, Retries, Snapshot, Target
-from tollhouse.stream import Stream, Watch
+from tollhouse.stream import Stream, Watches
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.transport import (
     MAX_ANSWER_BYTES,
@@ -245,7 +245,7 @@ class Upstream:
 
         return await self._first(snapshot, call, trail, read)
 
-    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail, watch: Watch) -> Stream:
+    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail, watch: Watches) -> Stream:
         """A stream that has begun; the caller must ``close`` it.
 
         ``watch`` looks at the events as they pass. Raises the last UpstreamError when every

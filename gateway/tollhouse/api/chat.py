@@ -127,3 +127,10 @@ def _why_not_json(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "The body is not valid UTF-8."
     return f"The body is not valid JSON: {error}."
+
+
+def mistake(error: Exception) -> RequestError:
+    """What to answer to a body that a msgspec decoder refused with this error."""
+    if isinstance(error, msgspec.ValidationError):
+        return _invalid_value(error)
+    return RequestError("invalid_json", _why_not_json(error))
