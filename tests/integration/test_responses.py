@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from pydantic import BaseModel
 
@@ -287,7 +288,7 @@ OPENING = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def native(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[u.Upstream, Gateway]]:
@@ -386,7 +387,7 @@ async def test_a_native_stream_that_fails(native: tuple[u.Upstream, Gateway], cu
     upstream, gateway = native
     failure = native_response("failed", error={"code": "server_error", "message": "no more"})
     end = [] if cut else [native_event("response.failed", 2, response=failure)]
-    upstream.answer = u.streaming(*OPENING, *end, cut=cut)
+    upstream.answer = u.streaming(*OPENING, 0.2, *end, cut=cut)
     seen: list[str] = []
     async with caller_of(gateway) as client:
         stream = await client.responses.create(model="x/native", input="Hi", stream=True)
