@@ -340,6 +340,18 @@ def events(*given: bytes) -> list[dict[str, Any]]:
     ]
 
 
+def test_log_probabilities_come_with_the_words() -> None:
+    token = {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}
+    body = {"choices": [{"message": {"content": "a"}, "logprobs": {"content": [token]}}]}
+    answer = json.loads(from_chat(json.dumps(body).encode(), frame())[0])
+    piece = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}
+    seen = events(b"data: " + json.dumps(piece).encode() + b"\n\n", FINISH % b"stop", DONE)
+    (text,) = [event for event in seen if event["type"] == "response.output_text.delta"]
+    assert text["logprobs"] == [token]
+    for response in (answer, seen[-1]["response"]):
+        assert response["output"][0]["content"][0]["logprobs"] == [token]
+
+
 def test_each_event_has_its_name() -> None:
     sent = TranslatedWatch(frame()).see(delta(content="a"))
     for event in sent.split(b"\n\n")[:-1]:

@@ -77,9 +77,16 @@ class ChatUsage(msgspec.Struct):
         }
 
 
+class Logprobs(msgspec.Struct):
+    """The log probabilities of a choice's tokens; each has the same form in a response."""
+
+    content: list[dict[str, Any]] | None = None
+
+
 class _Choice(msgspec.Struct):
     message: Message
     finish_reason: str | None = None
+    logprobs: Logprobs | None = None
 
 
 class _Completion(msgspec.Struct):
@@ -188,8 +195,13 @@ class Frame:
         }
 
 
-def text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def logprobs_of(given: Logprobs | None) -> list[dict[str, Any]]:
+    """The log probabilities as a response lists them: none is an empty list."""
+    return (given and given.content) or []
 
 
 def refusal_part(text: str) -> dict[str, Any]:
@@ -220,7 +232,8 @@ def from_chat(body: bytes, frame: Frame) -> tuple[bytes, Usage | None]:
     if message.thoughts:
         output.append(frame.reasoning_item(0, message.thoughts, "completed"))
     if message.text:
-        output.append(frame.message_item(len(output), [text_part(message.text)], status))
+        part = text_part(message.text, logprobs_of(choice.logprobs))
+        output.append(frame.message_item(len(output), [part], status))
     if message.refusal:
         output.append(frame.message_item(len(output), [refusal_part(message.refusal)], status))
     for call in message.tool_calls or ():

@@ -12,8 +12,10 @@ from tollhouse.api import envelope, sse
 from tollhouse.api.responses_answer import (
     ChatUsage,
     Frame,
+    Logprobs,
     Message,
     ToolCall,
+    logprobs_of,
     outcome,
     read_chat_usage,
     read_native_usage,
@@ -30,6 +32,7 @@ class _Choice(msgspec.Struct):
     index: int = 0
     delta: Message | None = None
     finish_reason: str | None = None
+    logprobs: Logprobs | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -58,7 +61,7 @@ class _Item:
     ``call_id`` and ``name`` are a function call's.
     """
 
-    __slots__ = ("call_id", "index", "kind", "name", "pieces")
+    __slots__ = ("call_id", "index", "kind", "logprobs", "name", "pieces")
 
     def __init__(self, kind: str, index: int) -> None:
         self.kind = kind
@@ -66,6 +69,7 @@ class _Item:
         self.call_id: str | None = None
         self.name = ""
         self.pieces: list[str] = []
+        self.logprobs: list[dict[str, Any]] = []
 
 
 class TranslatedWatch:
@@ -109,7 +113,7 @@ class TranslatedWatch:
             if choice.index != 0:
                 continue
             if choice.delta is not None:
-                events += self._grow(choice.delta)
+                events += self._grow(choice.delta, logprobs_of(choice.logprobs))
             if choice.finish_reason is not None:
                 self._finish_reason = choice.finish_reason
                 self.finished = self.begun = True
@@ -142,7 +146,7 @@ class TranslatedWatch:
             self._event("response.in_progress", response=response),
         ]
 
-    def _grow(self, delta: Message) -> list[bytes]:
+    def _grow(self, delta: Message, logprobs: list[dict[str, Any]]) -> list[bytes]:
         events: list[bytes] = []
         for kind, piece in (
             ("reasoning", delta.thoughts),
@@ -150,14 +154,14 @@ class TranslatedWatch:
             ("refusal", delta.refusal),
         ):
             if piece:
-                events += self._grow_words(kind, piece)
+                events += self._grow_words(kind, piece, logprobs)
         for call in delta.tool_calls or ():
             events += self._grow_call(call)
         if events:
             self.begun = True
         return events
 
-    def _grow_words(self, kind: str, piece: str) -> list[bytes]:
+    def _grow_words(self, kind: str, piece: str, logprobs: list[dict[str, Any]]) -> list[bytes]:
         item, events = self._words, []
         if item is None or item.kind != kind:
             events = self._close_words("completed")
@@ -172,7 +176,10 @@ class TranslatedWatch:
         if kind == "reasoning":
             event = self._event("response.reasoning_summary_text.delta", **place, delta=piece)
         elif kind == "text":
-            event = self._event("response.output_text.delta", **place, delta=piece, logprobs=[])
+            item.logprobs += logprobs
+            event = self._event(
+                "response.output_text.delta", **place, delta=piece, logprobs=logprobs
+            )
         else:
             event = self._event("response.refusal.delta", **place, delta=piece)
         events.append(event)
@@ -188,7 +195,9 @@ class TranslatedWatch:
         if item.kind == "reasoning":
             event = self._event("response.reasoning_summary_text.done", **place, text=text)
         elif item.kind == "text":
-            event = self._event("response.output_text.done", **place, text=text, logprobs=[])
+            event = self._event(
+                "response.output_text.done", **place, text=text, logprobs=item.logprobs
+            )
         else:
             event = self._event("response.refusal.done", **place, refusal=text)
         part = self._part_event("done", item, place["item_id"], text)
@@ -250,7 +259,7 @@ class TranslatedWatch:
             return frame.reasoning_item(item.index, text, status)
         if item.kind == "call":
             return frame.call_item(item.index, item.call_id, item.name, text, status)
-        part = text_part(text) if item.kind == "text" else refusal_part(text)
+        part = text_part(text, item.logprobs) if item.kind == "text" else refusal_part(text)
         return frame.message_item(item.index, [] if empty else [part], status)
 
     def _part_event(self, what: str, item: _Item, item_id: str, text: str) -> bytes:
@@ -259,7 +268,7 @@ class TranslatedWatch:
             part = {"type": "summary_text", "text": text}
             name = f"response.reasoning_summary_part.{what}"
             return self._event(name, **place, summary_index=0, part=part)
-        part = text_part(text) if item.kind == "text" else refusal_part(text)
+        part = text_part(text, item.logprobs) if item.kind == "text" else refusal_part(text)
         return self._event(f"response.content_part.{what}", **place, content_index=0, part=part)
 
     def _place(self, item: _Item) -> dict[str, Any]:
