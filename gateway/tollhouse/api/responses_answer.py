@@ -104,7 +104,6 @@ class _NativeUsage(msgspec.Struct):
 _completion_decoder = msgspec.json.Decoder(_Completion)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _chat_usage_decoder = msgspec.json.Decoder(ChatUsage | None)
-_usage_decoder = msgspec.json.Decoder(Usage)
 _native_usage_decoder = msgspec.json.Decoder(_NativeUsage | None)
 
 
@@ -248,9 +247,16 @@ def read_chat_usage(raw: msgspec.Raw) -> tuple[ChatUsage | None, Usage | None]:
     """A chat completion's usage for the caller and for the books; None where there is none."""
     try:
         usage = _chat_usage_decoder.decode(raw)
-        return usage, None if usage is None else _usage_decoder.decode(raw)
     except msgspec.ValidationError:
         return None, None
+    if usage is None:
+        return None, None
+    return usage, _counted(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens_details,
+        usage.completion_tokens_details,
+    )
 
 
 def from_native(body: bytes, model: str) -> tuple[bytes, Usage | None]:
@@ -276,16 +282,25 @@ def read_native_usage(raw: msgspec.Raw | None) -> Usage | None:
         return None
     if usage is None:
         return None
-    # In chat's words, so that one price holds for both endpoints.
-    return msgspec.convert(
-        {
-            "prompt_tokens": usage.input_tokens,
-            "completion_tokens": usage.output_tokens,
-            "prompt_tokens_details": msgspec.to_builtins(usage.input_tokens_details),
-            "completion_tokens_details": msgspec.to_builtins(usage.output_tokens_details),
-        },
-        Usage,
+    return _counted(
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.input_tokens_details,
+        usage.output_tokens_details,
     )
+
+
+def _counted(
+    prompt: int, completion: int, read: _Details | None, written: _Details | None
+) -> Usage:
+    """The one form that is counted, so that one price holds for both endpoints."""
+    said = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cached_tokens": read and read.cached_tokens,
+        "reasoning_tokens": written and written.reasoning_tokens,
+    }
+    return msgspec.convert(said, Usage)
 
 
 def _shown(tool: dict[str, Any]) -> dict[str, Any]:
