@@ -107,8 +107,13 @@ class Exchange:
         await response.prepare(self.request)
         return response
 
-    async def forward(self, stream: Stream) -> web.StreamResponse:
-        """Send a stream that has begun, and close it. From here on a failure can only end it."""
+    async def forward(
+        self, stream: Stream, broken: Callable[[RequestError], bytes] = sse.error_event
+    ) -> web.StreamResponse:
+        """Send a stream that has begun, and close it. From here on a failure can only end it.
+
+        ``broken`` says a failure in the protocol of the stream.
+        """
         outcome = "cancelled"
         try:
             response = await self.open_stream()
@@ -121,7 +126,7 @@ class Exchange:
                 outcome = error.outcome
                 refusal = failures.broken_stream(error, self.trail.provider)
                 self.code = refusal.code
-                await response.write(sse.error_event(refusal))
+                await response.write(broken(refusal))
             except TimeoutError:
                 # The caller does not read, so nothing can be said to it.
                 self.code = "caller_stalled"

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from tollhouse import auth
-from tollhouse.endpoints import Context, Endpoint, chat, models, openapi, passthrough
+from tollhouse.endpoints import Context, Endpoint, chat, models, openapi, passthrough, responses
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange
 from tollhouse.routing import Table
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "/v1/chat/completions": ("POST", chat.answer),
+    "/v1/responses": ("POST", responses.answer),
     "/v1/models": ("GET", models.answer),
     "/v1/key": ("GET", models.key),
     "/api/models": ("GET", models.public),

@@ -121,7 +121,8 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
     """An upstream account. ``headers`` are sent as they stand with every request.
 
     ``known`` is for wildcard routes: models by the provider's own lower-case names, where a
-    trailing ``*`` matches any rest.
+    trailing ``*`` matches any rest. ``responses_native`` says that it answers ``/responses``
+    itself; elsewhere it is sent chat completions.
     """
 
     namespace: str
@@ -135,6 +136,7 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
     ca_pem: str | None = None
     mock: Mock | None = None
     known: dict[str, KnownModel] = {}
+    responses_native: bool = False
 
     @property
     def id(self) -> str:

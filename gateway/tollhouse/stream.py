@@ -48,6 +48,12 @@ class Watch(Protocol):
         ...
 
 
+class Watches(Protocol):
+    """Where each attempt gets a watch from that has seen nothing; a watch does for its own kind."""
+
+    def fresh(self) -> Watch: ...
+
+
 class Stream:
     """One stream. ``begin`` waits for the first piece of the answer, ``next`` gives what to send.
 

@@ -30,7 +30,7 @@ from tollhouse.errors import (
 )
 from tollhouse.providers import openai
 from tollhouse.snapshot import Provider, Retries, Snapshot, Target
-from tollhouse.stream import Stream, Watch
+from tollhouse.stream import Stream, Watches
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.transport import (
     MAX_ANSWER_BYTES,
@@ -186,7 +186,7 @@ class _Attempt:
         self.end("ok", usage)
         return body
 
-    async def begin(self, answer: Answer, watch: Watch) -> Stream:
+    async def begin(self, answer: Answer, watch: Watches) -> Stream:
         """The events from the first one with content on."""
         timeouts = self.target.timeouts
         stream = Stream(
@@ -291,7 +291,7 @@ class Upstream:
 
         return await self._first(snapshot, call, trail, read)
 
-    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail, watch: Watch) -> Stream:
+    async def stream(self, snapshot: Snapshot, call: Call, trail: Trail, watch: Watches) -> Stream:
         """A stream that has begun; the caller must ``close`` it.
 
         ``watch`` looks at the events as they pass. Raises the last UpstreamError when every
@@ -310,7 +310,7 @@ class Upstream:
         trail: Trail,
         *,
         read_usage: Callable[[bytes], Usage | None],
-        watch: Watch,
+        watch: Watches,
     ) -> bytes | Stream | Binary:
         """What the provider's content type says: a whole JSON body, events, or any other bytes.
 

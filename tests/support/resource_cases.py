@@ -83,6 +83,7 @@ GOOD = (
             "credentials": {"azure": {"apiVersion": "2024-10-21"}, "secretRef": {"name": "az"}},
         },
     ),
+    Good("own responses", "Provider", {"type": "OpenAI", "responses": "Native"}),
     Good("mock", "Provider", {"type": "Mock"}),
     Good(
         "mock script",

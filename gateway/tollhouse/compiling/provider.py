@@ -42,8 +42,16 @@ def compile_provider(
         max_concurrent=spec.max_concurrent,
         health=live.Health(spec.health.consecutive_failures, seconds(spec.health.cooldown)),
         ca_pem=ca_pem,
+        responses_native=_responses_native(resource, base_url),
         mock=_mock(resource) if spec.type == "Mock" else None,
     )
+
+
+def _responses_native(resource: Provider, base_url: str) -> bool:
+    """Whether requests to ``/v1/responses`` go to it as they are; only OpenAI surely takes them."""
+    if resource.spec.responses is None:
+        return base_url.startswith("https://api.openai.com/")
+    return resource.spec.responses == "Native"
 
 
 def _base_url(resource: Provider, resources: Resources, found: list[Finding]) -> str:

@@ -256,6 +256,13 @@ class ProviderSpec(Model):
     timeouts: Annotated[ProviderTimeouts, says("How long an attempt may take.")] = (
         ProviderTimeouts()
     )
+    responses: Annotated[
+        Literal["Native", "Translate"] | None,
+        says(
+            "Whether the upstream answers /responses itself (Native) or gets chat completions that "
+            "say the same (Translate). Native by default at api.openai.com, Translate elsewhere."
+        ),
+    ] = None
     max_concurrent: Annotated[
         int | None,
         says("How many requests one gateway pod may have with this Provider at once.",
@@ -271,6 +278,12 @@ class ProviderSpec(Model):
             "!(has(self.baseURL) && has(self.serviceRef))",
             "give either baseURL or serviceRef",
             lambda it: it.base_url is None or it.service_ref is None,
+        ),
+        Rule(
+            "!has(self.responses) || self.type == 'OpenAI'",
+            "responses is only for type OpenAI",
+            lambda it: it.responses is None or it.type == "OpenAI",
+            field="responses",
         ),
         Rule(
             "!has(self.mock) || self.type == 'Mock'",

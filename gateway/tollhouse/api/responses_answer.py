@@ -1,0 +1,310 @@
+"""Answers of ``/v1/responses``: made from chat completions, or a provider's own.
+
+Source of the format: the OpenAI API reference, "The response object".
+"""
+
+from typing import Any
+
+import msgspec
+
+from tollhouse.api.responses import ResponsesRequest
+from tollhouse.api.usage import Usage
+
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+
+class Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct):
+    """A tool call, or in a stream a piece of one; ``index`` says which one it belongs to."""
+
+    id: str | None = None
+    index: int | None = None
+    function: Function | None = None
+
+
+class Message(msgspec.Struct):
+    """What a translation reads of a chat message or of a stream's delta."""
+
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    reasoning: str | dict[str, Any] | list[Any] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @property
+    def text(self) -> str:
+        """The words, whether they came as a string or in parts."""
+        if isinstance(self.content, list):
+            return "".join(str(part.get("text") or "") for part in self.content)
+        return self.content or ""
+
+    @property
+    def thoughts(self) -> str:
+        """The reasoning, by whichever of its two common names."""
+        return self.reasoning_content or (self.reasoning if isinstance(self.reasoning, str) else "")
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class ChatUsage(msgspec.Struct):
+    """The usage of a chat completion, with the details that a response shows too."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+    def as_response(self) -> dict[str, Any]:
+        cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
+        return {
+            "input_tokens": self.prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": (cached and cached.cached_tokens) or 0,
+                "cache_write_tokens": 0,
+            },
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": {
+                "reasoning_tokens": (reasoning and reasoning.reasoning_tokens) or 0
+            },
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+class Logprobs(msgspec.Struct):
+    """The log probabilities of a choice's tokens; each has the same form in a response."""
+
+    content: list[dict[str, Any]] | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: Message
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _NativeUsage(msgspec.Struct):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+_completion_decoder = msgspec.json.Decoder(_Completion)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_chat_usage_decoder = msgspec.json.Decoder(ChatUsage | None)
+_native_usage_decoder = msgspec.json.Decoder(_NativeUsage | None)
+
+
+class Frame:
+    """The fields that every state of one response shares: its ids, and what was asked.
+
+    ``name`` is what its ids end in, ``created`` its time in seconds since 1970.
+    """
+
+    def __init__(self, request: ResponsesRequest, *, name: str, created: int) -> None:
+        self.name = name
+        asked = request.fields
+        self._fields: dict[str, Any] = {
+            "id": f"resp_{name}",
+            "object": "response",
+            "created_at": created,
+            "background": False,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "metadata": asked.get("metadata", {}),
+            "model": request.model,
+            "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+            "previous_response_id": None,
+            "reasoning": {"effort": None, "summary": None, **request.reasoning},
+            "service_tier": asked.get("service_tier"),
+            # Nothing is kept here, whatever was asked.
+            "store": False,
+            "temperature": asked.get("temperature"),
+            "text": {"format": {"type": "text"}, **request.text},
+            "tool_choice": request.tool_choice or "auto",
+            "tools": [_shown(tool) for tool in request.tools],
+            "top_logprobs": request.top_logprobs,
+            "top_p": asked.get("top_p"),
+            "truncation": "disabled",
+            "user": asked.get("user"),
+        }
+
+    def response(
+        self,
+        status: str,
+        output: list[dict[str, Any]],
+        usage: ChatUsage | None = None,
+        *,
+        reason: str | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The response in this state; ``reason`` says why it is incomplete."""
+        return {
+            **self._fields,
+            "status": status,
+            "error": error,
+            "incomplete_details": None if reason is None else {"reason": reason},
+            "output": output,
+            "usage": None if usage is None else usage.as_response(),
+        }
+
+    def reasoning_item(self, index: int, text: str, status: str) -> dict[str, Any]:
+        """``index`` is the item's place in the output, here and below."""
+        summary = [{"type": "summary_text", "text": text}] if text else []
+        return {
+            "id": f"rs_{self.name}_{index}",
+            "type": "reasoning",
+            "summary": summary,
+            "status": status,
+        }
+
+    def message_item(
+        self, index: int, content: list[dict[str, Any]], status: str
+    ) -> dict[str, Any]:
+        return {
+            "id": f"msg_{self.name}_{index}",
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        }
+
+    def call_item(
+        self, index: int, call_id: str | None, name: str, arguments: str, status: str
+    ) -> dict[str, Any]:
+        return {
+            "id": f"fc_{self.name}_{index}",
+            "type": "function_call",
+            "call_id": call_id or f"call_{self.name}_{index}",
+            "name": name,
+            "arguments": arguments,
+            "status": status,
+        }
+
+
+def text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def logprobs_of(given: Logprobs | None) -> list[dict[str, Any]]:
+    """The log probabilities as a response lists them: none is an empty list."""
+    return (given and given.content) or []
+
+
+def refusal_part(text: str) -> dict[str, Any]:
+    return {"type": "refusal", "refusal": text}
+
+
+def outcome(finish_reason: str | None) -> tuple[str, str | None]:
+    """A response's status, and why it is incomplete, for a chat completion's finish reason."""
+    reason = _INCOMPLETE.get(finish_reason or "")
+    return ("completed", None) if reason is None else ("incomplete", reason)
+
+
+def from_chat(body: bytes, frame: Frame) -> tuple[bytes, Usage | None]:
+    """The response that a whole chat completion comes to, and its usage.
+
+    Raises ValueError for a body that is no chat completion.
+    """
+    try:
+        completion = _completion_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError("the answer is not a chat completion") from error
+    if not completion.choices:
+        raise ValueError("the answer has no choices")
+    choice = completion.choices[0]
+    message = choice.message
+    status, reason = outcome(choice.finish_reason)
+    output: list[dict[str, Any]] = []
+    if message.thoughts:
+        output.append(frame.reasoning_item(0, message.thoughts, "completed"))
+    if message.text:
+        part = text_part(message.text, logprobs_of(choice.logprobs))
+        output.append(frame.message_item(len(output), [part], status))
+    if message.refusal:
+        output.append(frame.message_item(len(output), [refusal_part(message.refusal)], status))
+    for call in message.tool_calls or ():
+        function = call.function or Function()
+        arguments = function.arguments or "{}"
+        output.append(frame.call_item(len(output), call.id, function.name or "", arguments, status))
+    usage, counted = read_chat_usage(completion.usage)
+    return msgspec.json.encode(frame.response(status, output, usage, reason=reason)), counted
+
+
+def read_chat_usage(raw: msgspec.Raw) -> tuple[ChatUsage | None, Usage | None]:
+    """A chat completion's usage for the caller and for the books; None where there is none."""
+    try:
+        usage = _chat_usage_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return None, None
+    if usage is None:
+        return None, None
+    return usage, _counted(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens_details,
+        usage.completion_tokens_details,
+    )
+
+
+def from_native(body: bytes, model: str) -> tuple[bytes, Usage | None]:
+    """A provider's own response under the name that the caller asked for, and its usage.
+
+    Raises ValueError for a body that is no response.
+    """
+    try:
+        fields: dict[str, Any] = dict(_fields_decoder.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError("the answer is not a response") from error
+    counted = read_native_usage(fields.get("usage"))
+    if "model" in fields:
+        fields["model"] = model
+    return msgspec.json.encode(fields), counted
+
+
+def read_native_usage(raw: msgspec.Raw | None) -> Usage | None:
+    """A response's usage in the one form that is counted; None where there is none."""
+    try:
+        usage = None if raw is None else _native_usage_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return None
+    if usage is None:
+        return None
+    return _counted(
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.input_tokens_details,
+        usage.output_tokens_details,
+    )
+
+
+def _counted(
+    prompt: int, completion: int, read: _Details | None, written: _Details | None
+) -> Usage:
+    """The one form that is counted, so that one price holds for both endpoints."""
+    said = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cached_tokens": read and read.cached_tokens,
+        "reasoning_tokens": written and written.reasoning_tokens,
+    }
+    return msgspec.convert(said, Usage)
+
+
+def _shown(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as a response repeats it, with the fields that a request may leave out."""
+    if tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": False, **tool}

@@ -1,0 +1,117 @@
+"""``POST /v1/responses``: the provider's own where it has one, else made of a chat completion."""
+
+import os
+import time
+from dataclasses import replace
+
+import msgspec
+from aiohttp import web
+
+from tollhouse.api import chat, responses
+from tollhouse.api.chat import ChatRequest
+from tollhouse.api.responses import ResponsesRequest
+from tollhouse.api.responses_answer import Frame, from_chat, from_native
+from tollhouse.api.responses_chat import to_chat
+from tollhouse.api.responses_stream import NativeWatch, TranslatedWatch
+from tollhouse.api.usage import Usage
+from tollhouse.endpoints import Context, refusal
+from tollhouse.errors import RequestError, UpstreamError
+from tollhouse.exchange import Exchange
+from tollhouse.providers.responses import native_request, translated_request
+from tollhouse.routing import Resolution
+from tollhouse.snapshot import Provider, Snapshot
+
+
+async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
+    request = responses.parse(await exchange.read_json(context.settings))
+    resolution = context.resolve(request.model)
+    if resolution.effort is not None:
+        request = responses.with_effort(request, resolution.effort)
+    snapshot = context.table.snapshot
+    resolution, asked = _prepare(request, resolution, snapshot)
+    way = _Way(request, resolution, asked)
+    call = context.call(exchange, resolution, "responses", way.compose)
+    try:
+        if request.stream:
+            stream = await context.upstream.stream(snapshot, call, exchange.trail, way)
+            return await exchange.forward(stream, way.broken)
+        await context.upstream.whole(snapshot, call, exchange.trail, way.read)
+        return exchange.whole(way.body)
+    except UpstreamError as error:
+        raise refusal(error, exchange, resolution) from None
+
+
+class _Way:
+    """How one request goes to the provider that is being tried, and how its answer comes back.
+
+    Attempts follow one another, so that what ``compose`` saw last is where an answer comes from.
+    For a stream it stands in for the watch of whichever way the attempt takes.
+    """
+
+    def __init__(
+        self, request: ResponsesRequest, resolution: Resolution, asked: ChatRequest | None
+    ) -> None:
+        self.body = b""
+        self._request = request
+        self._resolution = resolution
+        self._asked = asked
+        self._native = False
+        self._frame: Frame | None = None
+        self._watch: NativeWatch | TranslatedWatch | None = None
+
+    def compose(self, provider: Provider, model: str) -> tuple[str, bytes]:
+        cap, parameters = self._resolution.max_tokens, self._resolution.route.parameters
+        if provider.responses_native or self._asked is None:
+            self._native = True
+            return native_request(
+                self._request, provider=provider, model=model, cap=cap, parameters=parameters
+            )
+        self._native = False
+        return translated_request(
+            self._asked, provider=provider, model=model, cap=cap, parameters=parameters
+        )
+
+    def read(self, body: bytes) -> Usage | None:
+        """Keep a whole answer as ``body``; its usage. Raises ValueError for what is no answer."""
+        if self._native:
+            self.body, usage = from_native(body, self._request.model)
+        else:
+            self.body, usage = from_chat(body, self._make_frame())
+        return usage
+
+    def fresh(self) -> NativeWatch | TranslatedWatch:
+        self._watch = (
+            NativeWatch(self._request.model)
+            if self._native
+            else TranslatedWatch(self._make_frame())
+        )
+        return self._watch
+
+    def broken(self, error: RequestError) -> bytes:
+        """How the stream that was begun ends in failure."""
+        return b"" if self._watch is None else self._watch.broken(error)
+
+    def _make_frame(self) -> Frame:
+        if self._frame is None:
+            self._frame = Frame(self._request, name=os.urandom(16).hex(), created=int(time.time()))
+        return self._frame
+
+
+def _prepare(
+    request: ResponsesRequest, resolution: Resolution, snapshot: Snapshot
+) -> tuple[Resolution, ChatRequest | None]:
+    """The targets that can serve the request, and the chat completion for those that need one.
+
+    Raises RequestError when a chat completion cannot ask it and no target has its own responses.
+    """
+    targets = [it for it in resolution.route.targets if it.provider in snapshot.providers]
+    native = tuple(it for it in targets if snapshot.providers[it.provider].responses_native)
+    if len(native) == len(targets):
+        return resolution, None
+    try:
+        return resolution, chat.parse(to_chat(request))
+    except RequestError:
+        if not native:
+            raise
+    route = msgspec.structs.replace(resolution.route, targets=native)
+    return replace(resolution, route=route), None

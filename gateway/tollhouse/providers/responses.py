@@ -1,0 +1,84 @@
+"""``/responses`` at OpenAI, and at servers that have it too: bytes through, as in ``openai``."""
+
+from typing import Any
+
+import msgspec
+
+from tollhouse.api.chat import ChatRequest
+from tollhouse.api.responses import ResponsesRequest
+from tollhouse.providers import openai
+from tollhouse.snapshot import Parameters, Provider
+
+_RENAMED = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
+_CHAT_ONLY = frozenset(
+    (
+        *("messages", "n", "stop", "seed", "logprobs", "logit_bias", "functions", "function_call"),
+        *("frequency_penalty", "presence_penalty", "response_format", "modalities", "audio"),
+        *("prediction", "web_search_options", "verbosity", "stream_options", "tools"),
+        *("tool_choice", "thinking"),
+    )
+)
+"""What a route may set for chat completions and ``/responses`` would refuse or read otherwise."""
+
+
+def native_request(
+    request: ResponsesRequest,
+    *,
+    provider: Provider,
+    model: str,
+    cap: int | None,
+    parameters: Parameters,
+) -> tuple[str, bytes]:
+    """The URL and body for a provider's own ``/responses``; ``cap`` is in output tokens."""
+    fields: dict[str, Any] = dict(request.fields)
+    for name, value in parameters.defaults.items():
+        _set(fields, name, value, replace=False)
+    for name, value in parameters.overrides.items():
+        _set(fields, name, value, replace=True)
+    if request.model != model:
+        fields["model"] = model
+    if cap is not None:
+        asked = request.max_output_tokens
+        if asked is None or asked > cap:
+            fields["max_output_tokens"] = cap
+    return f"{provider.base_url}/responses", msgspec.json.encode(fields)
+
+
+def translated_request(
+    asked: ChatRequest,
+    *,
+    provider: Provider,
+    model: str,
+    cap: int | None,
+    parameters: Parameters,
+) -> tuple[str, bytes]:
+    """The URL and body of the chat completion that a request was translated to."""
+    if "max_tokens" in asked.fields and provider.base_url.startswith("https://api.openai.com/"):
+        # OpenAI's reasoning models refuse max_tokens; older compatible servers know only that.
+        fields = dict(asked.fields)
+        fields["max_completion_tokens"] = fields.pop("max_tokens")
+        asked = msgspec.structs.replace(
+            asked, fields=fields, max_tokens=None, max_completion_tokens=asked.max_tokens
+        )
+    return openai.chat_request(
+        asked, provider=provider, model=model, cap=cap, parameters=parameters
+    )
+
+
+def _set(fields: dict[str, Any], name: str, value: Any, *, replace: bool) -> None:
+    """One of the route's parameters, which are in chat's words, in those of ``/responses``."""
+    if name in _CHAT_ONLY:
+        return
+    if name == "reasoning_effort":
+        given = fields.get("reasoning")
+        reasoning = (
+            msgspec.json.decode(given, type=dict[str, msgspec.Raw])
+            if isinstance(given, msgspec.Raw)
+            else given or {}
+        )
+        if replace or "effort" not in reasoning:
+            fields["reasoning"] = {**reasoning, "effort": value}
+        return
+    name = _RENAMED.get(name, name)
+    if replace or name not in fields:
+        fields[name] = value
