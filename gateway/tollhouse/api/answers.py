@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import sse
+from tollhouse.api import estimate, sse
 from tollhouse.api.usage import Usage
 from tollhouse.errors import StatusError
 
@@ -33,6 +33,11 @@ class Chunk(msgspec.Struct):
             or any(value and name != "role" for name, value in (choice.delta or {}).items())
             for choice in self.choices or ()
         )
+
+    @property
+    def characters(self) -> int:
+        """How much was written in it: words, reasoning, the arguments of tool calls."""
+        return sum(estimate.characters(choice.delta) for choice in self.choices or ())
 
     @property
     def finishes(self) -> bool:
@@ -69,17 +74,26 @@ class StreamWatch:
     """Looks at a chat completion's chunks as they pass; every one goes on in its own bytes.
 
     Usage is always asked of the provider; its chunk goes on only if the caller wants it too.
+    Until it comes, ``usage`` is an estimate from ``messages`` and from what was written.
     """
 
-    def __init__(self, *, wants_usage: bool) -> None:
+    def __init__(self, *, wants_usage: bool, messages: object = ()) -> None:
         self.begun = False
         self.finished = False
         self.done = False
-        self.usage: Usage | None = None
+        self._counted: Usage | None = None
+        self._characters = 0
         self._wants_usage = wants_usage
+        self._messages = messages
+
+    @property
+    def usage(self) -> Usage | None:
+        if self._counted is None and self._characters:
+            return estimate.usage(self._messages, self._characters)
+        return self._counted
 
     def fresh(self) -> "StreamWatch":
-        return StreamWatch(wants_usage=self._wants_usage)
+        return StreamWatch(wants_usage=self._wants_usage, messages=self._messages)
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -93,8 +107,9 @@ class StreamWatch:
             raise StatusError(_status_of(chunk.error), data)
         self.finished = self.finished or chunk.finishes
         self.begun = self.begun or chunk.has_content
+        self._characters += chunk.characters
         if chunk.usage is not None:
-            self.usage = chunk.usage
+            self._counted = chunk.usage
             if not chunk.choices and not self._wants_usage:
                 return b""
         return event

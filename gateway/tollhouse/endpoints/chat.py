@@ -27,9 +27,12 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     snapshot = context.table.snapshot
     try:
         if request.stream:
-            watch = answers.StreamWatch(wants_usage=request.wants_usage)
-            stream = await context.upstream.stream(snapshot, call, exchange.trail, watch)
-            return await exchange.forward(stream)
+            watch = answers.StreamWatch(wants_usage=request.wants_usage, messages=request.messages)
+            return await exchange.stream(
+                context.upstream.stream(snapshot, call, exchange.trail, watch),
+                keepalive=context.settings.stream_keepalive,
+                explain=lambda error: refusal(error, exchange, resolution),
+            )
         return exchange.whole(
             await context.upstream.whole(snapshot, call, exchange.trail, answers.read_usage)
         )
