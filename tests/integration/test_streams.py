@@ -15,6 +15,7 @@ import pytest
 from support import gateway as g
 from support import raw
 from support import upstream as u
+from support.eventually import eventually
 from support.gateway import Gateway
 
 HELLO = u.chunk({"content": "hello"})
@@ -70,10 +71,12 @@ async def ask(gateway: Gateway, **more: Any) -> tuple[int, Mapping[str, str], by
         return answer.status, answer.headers, await answer.read()
 
 
-async def counted(gateway: Gateway, name: str) -> dict[str, float]:
+def counted(gateway: Gateway, name: str) -> dict[str, float]:
     """A token series by direction, once the request is on the books."""
-    text = (await asyncio.to_thread(gateway.ops, "/metrics"))[1]
-    found = re.findall(rf'^{name}_total{{direction="(\w+)",route="ai/m"}} (\S+)', text, re.M)
+    text = gateway.ops("/metrics")[1]
+    found = re.findall(
+        rf'^{name}_total{{direction="(\w+)",route="ai/m"}} (\S+)', text, re.MULTILINE
+    )
     return {direction: float(value) for direction, value in found}
 
 
@@ -141,9 +144,9 @@ class TestKeepAlive:
                 writer.close()
                 async with asyncio.timeout(1):
                     await stack[0].received[0].gone.wait()
-            async with asyncio.timeout(2):
-                while gateway.ops("/metrics")[1].find("tollhouse_in_flight_requests 0.0") < 0:
-                    await asyncio.sleep(0.05)
+            await eventually(
+                lambda: "tollhouse_in_flight_requests 0.0" in gateway.ops("/metrics")[1]
+            )
         assert "Traceback" not in gateway.text()
 
 
@@ -152,8 +155,8 @@ class TestTokens:
         answer = u.streaming(HELLO, STOP + u.DONE)
         async with serving(tmp_path, answer) as (gateway, _):
             await ask(gateway, text="12345678")
-            assert await counted(gateway, "tollhouse_tokens") == {"input": 2, "output": 2}
-            assert await counted(gateway, "tollhouse_estimated_tokens") == {
+            assert counted(gateway, "tollhouse_tokens") == {"input": 2, "output": 2}
+            assert counted(gateway, "tollhouse_estimated_tokens") == {
                 "input": 2,
                 "output": 2,
             }
@@ -162,8 +165,8 @@ class TestTokens:
         answer = u.streaming(HELLO, STOP + u.USAGE_EVENT + u.DONE)
         async with serving(tmp_path, answer) as (gateway, _):
             await ask(gateway)
-            assert await counted(gateway, "tollhouse_tokens") == {"input": 3, "output": 2}
-            assert await counted(gateway, "tollhouse_estimated_tokens") == {}
+            assert counted(gateway, "tollhouse_tokens") == {"input": 3, "output": 2}
+            assert counted(gateway, "tollhouse_estimated_tokens") == {}
 
     async def test_what_was_written_before_the_caller_left_is_counted(self, tmp_path: Path) -> None:
         answer = u.streaming(u.chunk({"content": "x" * 40}), 30.0)
@@ -173,9 +176,8 @@ class TestTokens:
                 async with asyncio.timeout(5):
                     await reader.readuntil(b"xxxx")
                 writer.close()
-            async with asyncio.timeout(2):
-                while not (found := await counted(gateway, "tollhouse_estimated_tokens")):
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: bool(counted(gateway, "tollhouse_estimated_tokens")))
+            found = counted(gateway, "tollhouse_estimated_tokens")
         assert found["output"] == 10
 
 
