@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
 
 from support import gateway as g
 from support import raw
@@ -195,8 +196,8 @@ class TestHeaders:
 
         async def answer(received: u.Received, request: Any) -> Any:
             if not stream:
-                return u.web.json_response(u.completion(), headers=theirs)
-            response = u.web.StreamResponse(headers={"Content-Type": "text/event-stream", **theirs})
+                return web.json_response(u.completion(), headers=theirs)
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **theirs})
             await response.prepare(request)
             await response.write(HELLO + STOP + u.DONE)
             return response

@@ -2,6 +2,7 @@
 
 from tollhouse.api import answers, estimate
 from tollhouse.api.estimate import Estimate
+from tollhouse.api.usage import Usage
 
 MESSAGES = [
     {"role": "system", "content": "12345678"},
@@ -24,12 +25,16 @@ def test_four_characters_of_text_are_a_token_and_images_are_none() -> None:
 
 def test_a_stream_is_estimated_until_the_provider_has_counted() -> None:
     watch = answers.StreamWatch(wants_usage=False, messages=MESSAGES)
-    assert watch.usage is None
-    watch.see(HELLO)
-    assert watch.usage == Estimate(prompt_tokens=4, completion_tokens=2)
-    watch.see(USAGE)
-    assert watch.usage is not None and not isinstance(watch.usage, Estimate)
-    assert (watch.usage.prompt_tokens, watch.usage.completion_tokens) == (9, 8)
+    found = [watch.usage]
+    for event in (HELLO, USAGE):
+        watch.see(event)
+        found.append(watch.usage)
+    assert found == [
+        None,
+        Estimate(prompt_tokens=4, completion_tokens=2),
+        Usage(prompt_tokens=9, completion_tokens=8),
+    ]
+    assert not isinstance(found[-1], Estimate)
 
 
 def test_another_attempt_starts_from_nothing() -> None:
