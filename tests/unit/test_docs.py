@@ -25,7 +25,7 @@ def test_every_file_that_a_document_names_exists() -> None:
 
 
 def test_every_proof_that_the_compatibility_page_names_exists() -> None:
-    text = (ROOT / "docs/compatibility.md").read_text()
+    _, _, text = (ROOT / "docs/compatibility.md").read_text().partition("\n## ")
     file = None
     for name, proof in re.findall(r"`((?:[\w/]+\.py)|…)(?:::(\w+))?`", text):
         if name != "…":
