@@ -143,6 +143,9 @@ class Exchange:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+            if not task.cancelled():
+                # Where the caller left at the same moment nobody else asks how it failed.
+                task.exception()
 
     async def _while_quiet(self, task: "asyncio.Future[T]", seconds: float) -> T:
         """What the task comes to, with a comment to the caller for each so many seconds."""
