@@ -63,6 +63,14 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(envvar="TOLLHOUSE_MAX_BODY_BYTES", min=1024)] = 32
     * 1024
     * 1024,
+    stream_keepalive: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_STREAM_KEEPALIVE",
+            min=0.0,
+            help="Seconds of silence after which a stream gets a comment; 0: never.",
+        ),
+    ] = 0.0,
     denied_model_status: Annotated[
         int,
         typer.Option(
@@ -124,6 +132,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         max_body_bytes=max_body_bytes,
+        stream_keepalive=stream_keepalive,
         denied_model_status=denied_model_status,
         public_catalogue=public_catalogue,
         drain_delay=drain_delay,

@@ -4,7 +4,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TypeVar
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, StreamReader, web
@@ -17,10 +18,16 @@ from tollhouse.settings import Settings
 from tollhouse.stream import Stream
 from tollhouse.upstream import Trail
 
+T = TypeVar("T")
+
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 _JSON = "application/json"
 _WRITE_TIMEOUT = 60.0
 """Seconds that a caller may leave a stream unread before it is cut."""
+
+
+Broken = Callable[[RequestError], bytes]
+"""How a stream that has begun says, in its own protocol, that it failed."""
 
 
 class Exchange:
@@ -36,6 +43,7 @@ class Exchange:
         self.code = "ok"
         self.keep_alive = True
         self._answered: float | None = None
+        self._response: web.StreamResponse | None = None
 
     async def read_json(self, settings: Settings) -> bytes:
         """The whole JSON body, within the size and the time that the settings allow.
@@ -61,10 +69,11 @@ class Exchange:
         length = request.content_length
         if length is not None and length > limit:
             raise _too_large(limit)
-        if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         content = request.content
         try:
+            if request.headers.get("Expect", "").lower() == "100-continue":
+                async with asyncio.timeout(seconds):
+                    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if content.is_eof():
                 # It came together with the head: nothing to wait for.
                 await _read(content, limit, take)
@@ -84,55 +93,62 @@ class Exchange:
         """A whole JSON answer, with these headers beside those of every answer."""
         return self._respond(200, body, headers or {})
 
-    def refuse(self, error: RequestError) -> web.Response:
-        """An error in the documented envelope."""
+    def refuse(self, error: RequestError) -> web.StreamResponse:
+        """An error in the documented envelope; a stream that has begun is cut instead."""
+        if self._response is not None:
+            return self._cut(error.code)
         self.code = error.code
         return self._respond(error.status, envelope.encode(error), envelope.headers(error))
 
-    async def open_stream(self) -> web.StreamResponse:
-        """Send the head of an event stream."""
-        self._answered = time.monotonic()
-        self.status = 200
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",
-                **self._headers(),
-            }
-        )
-        # Without chunks, only the end of the connection tells an HTTP/1.0 caller the stream's end.
-        if not self.keep_alive or self.request.version < HttpVersion11:
-            response.force_close()
-        await response.prepare(self.request)
-        return response
+    async def stream(
+        self,
+        opening: Coroutine[None, None, Stream],
+        *,
+        keepalive: float = 0.0,
+        explain: Callable[[UpstreamError], RequestError],
+        broken: Broken = sse.error_event,
+    ) -> web.StreamResponse:
+        """Send the stream that ``opening`` comes to, from its first piece to its end.
+
+        After ``keepalive`` seconds of silence the caller gets a comment, the answer's head before
+        it: from then on the status is 200, and a failure is told by an event, in the words of
+        ``explain`` and in the form of ``broken``. Attempts go on unseen meanwhile. 0 sends none.
+        Raises UpstreamError as long as nothing was sent.
+        """
+        if not keepalive:
+            return await self.forward(await opening, broken=broken)
+        task = asyncio.ensure_future(opening)
+        try:
+            stream = await self._while_quiet(task, keepalive)
+        except UpstreamError as error:
+            if self._response is None:
+                raise
+            return await self._end(broken(self._refused(explain(error))))
+        except TimeoutError:
+            await _abandon(task)
+            return self._cut()
+        except BaseException:
+            await _abandon(task)
+            raise
+        return await self.forward(stream, keepalive=keepalive, broken=broken)
 
     async def forward(
-        self, stream: Stream, broken: Callable[[RequestError], bytes] = sse.error_event
+        self, stream: Stream, *, keepalive: float = 0.0, broken: Broken = sse.error_event
     ) -> web.StreamResponse:
-        """Send a stream that has begun, and close it. From here on a failure can only end it.
-
-        ``broken`` says a failure in the protocol of the stream.
-        """
+        """Send a stream that has begun, and close it. From here on a failure can only end it."""
         outcome = "cancelled"
+        self._answered = time.monotonic()
         try:
-            response = await self.open_stream()
-            try:
-                while chunk := await stream.next():
-                    async with asyncio.timeout(_WRITE_TIMEOUT):
-                        await response.write(chunk)
-                outcome = "ok"
-            except UpstreamError as error:
-                outcome = error.outcome
-                refusal = failures.broken_stream(error, self.trail.provider)
-                self.code = refusal.code
-                await response.write(broken(refusal))
-            except TimeoutError:
-                # The caller does not read, so nothing can be said to it.
-                self.code = "caller_stalled"
-                if self.request.transport is not None:
-                    self.request.transport.abort()
-            return response
+            while chunk := await self._next(stream, keepalive):
+                await self._write(chunk)
+            outcome = "ok"
+            return self._head()
+        except UpstreamError as error:
+            outcome = error.outcome
+            refusal = self._refused(failures.broken_stream(error, self.trail.provider))
+            return await self._end(broken(refusal))
+        except TimeoutError:
+            return self._cut()
         finally:
             self.trail.usage = stream.usage
             stream.close(outcome)
@@ -169,6 +185,71 @@ class Exchange:
         finally:
             answer.close(outcome)
 
+    async def _next(self, stream: Stream, keepalive: float) -> bytes:
+        if not keepalive:
+            return await stream.next()
+        task = asyncio.ensure_future(stream.next())
+        try:
+            return await self._while_quiet(task, keepalive)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            if not task.cancelled():
+                # Where the caller left at the same moment nobody else asks how it failed.
+                task.exception()
+
+    async def _while_quiet(self, task: "asyncio.Future[T]", seconds: float) -> T:
+        """What the task comes to, with a comment to the caller for each so many seconds."""
+        while not (await asyncio.wait({task}, timeout=seconds))[0]:
+            await self._write(sse.KEEP_ALIVE)
+        return task.result()
+
+    async def _write(self, data: bytes) -> None:
+        """Send a part of a stream, the head before the first. Raises TimeoutError if unread."""
+        response = self._head()
+        async with asyncio.timeout(_WRITE_TIMEOUT):
+            if not response.prepared:
+                await response.prepare(self.request)
+            await response.write(data)
+
+    def _refused(self, refusal: RequestError) -> RequestError:
+        """Remember how a stream ended, for telemetry."""
+        self.code = refusal.code
+        return refusal
+
+    async def _end(self, event: bytes) -> web.StreamResponse:
+        """Tell a caller who has the answer's head that the rest will not come."""
+        try:
+            await self._write(event)
+        except TimeoutError:
+            return self._cut()
+        return self._head()
+
+    def _head(self) -> web.StreamResponse:
+        """The one event stream of this exchange."""
+        if self._response is None:
+            self.status = 200
+            self._response = web.StreamResponse(
+                headers={
+                    "Content-Type": "text/event-stream; charset=utf-8",
+                    "Cache-Control": "no-cache",
+                    "X-Accel-Buffering": "no",
+                    **self._headers(),
+                }
+            )
+            # Without chunks, only the connection's end tells an HTTP/1.0 caller the stream's end.
+            if not self.keep_alive or self.request.version < HttpVersion11:
+                self._response.force_close()
+        return self._response
+
+    def _cut(self, code: str = "caller_stalled") -> web.StreamResponse:
+        """End the connection where nothing more can be said on it."""
+        self.code = code
+        if self.request.transport is not None:
+            self.request.transport.abort()
+        return self._head()
+
     def overhead(self) -> float:
         """Seconds up to the answer's first byte that were not spent waiting for a provider."""
         until = self._answered if self._answered is not None else time.monotonic()
@@ -189,12 +270,21 @@ class Exchange:
     def _headers(self) -> dict[str, str]:
         headers = {"Server": "tollhouse", "x-request-id": self.id}
         trail = self.trail
-        if trail.provider is not None:
+        # A head that goes out before any provider has answered cannot say which one will.
+        if trail.provider is not None and self._answered is not None:
             headers["x-tollhouse-provider"] = trail.provider.name
             headers["x-tollhouse-model"] = _header_value(trail.model)
             headers["x-tollhouse-attempts"] = str(trail.attempts)
             headers["x-tollhouse-overhead-ms"] = f"{self.overhead() * 1000:.2f}"
         return headers
+
+
+async def _abandon(opening: "asyncio.Future[Stream]") -> None:
+    """Stop asking for a stream that nobody waits for any more, and close one that came."""
+    opening.cancel()
+    await asyncio.wait({opening})
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close("cancelled")
 
 
 async def _read(content: StreamReader, limit: int, take: Callable[[bytes], None]) -> None:

@@ -11,6 +11,8 @@ import structlog
 from aiohttp import web
 
 from tollhouse import auth
+from tollhouse.api.estimate import Estimate
+from tollhouse.api.usage import Usage
 from tollhouse.endpoints import Context, Endpoint, chat, models, openapi, passthrough, responses
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange
@@ -40,6 +42,9 @@ PUBLIC = frozenset({"/openapi.json", "/api/models"})
 """Paths that ask for no key: their endpoints are given ``ANONYMOUS`` as the caller."""
 
 ANONYMOUS = Key(namespace="", name="anonymous", allowed_models=())
+
+_MOST_TOKENS = 10**9
+"""More than any one request uses."""
 
 
 class Proxy:
@@ -119,8 +124,20 @@ class Proxy:
         if trail.attempts:
             metrics.overhead.observe(exchange.overhead())
         if trail.usage is not None:
-            metrics.tokens(exchange.route, "input").inc(trail.usage.prompt_tokens)
-            metrics.tokens(exchange.route, "output").inc(trail.usage.completion_tokens)
+            self._count(exchange.route, trail.usage)
+
+    def _count(self, route: str, usage: Usage) -> None:
+        metrics = self._metrics
+        estimated = isinstance(usage, Estimate)
+        for direction, said in (
+            ("input", usage.prompt_tokens),
+            ("output", usage.completion_tokens),
+        ):
+            # A provider may say anything; a counter takes neither a debt nor what no float holds.
+            tokens = min(max(said, 0), _MOST_TOKENS)
+            metrics.tokens(route, direction).inc(tokens)
+            if estimated:
+                metrics.estimated_tokens(route, direction).inc(tokens)
 
 
 def _below(path: str) -> tuple[str, Endpoint] | None:

@@ -7,6 +7,7 @@ answered where it still can be, and bounded in time where it cannot.
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -127,6 +128,7 @@ class _Connection(RequestHandler):
             headers={
                 "Content-Type": "application/json",
                 "Server": "tollhouse",
+                "x-request-id": os.urandom(16).hex(),
                 **envelope.headers(error),
             },
         )

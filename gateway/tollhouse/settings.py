@@ -10,7 +10,8 @@ MEMORY_STORE = "memory"
 class Settings:
     """Exactly one of ``directory`` and ``snapshot`` says where configuration comes from.
 
-    ``snapshot`` is (namespace, name). Sizes are in bytes and times in seconds.
+    ``snapshot`` is (namespace, name). Sizes are in bytes and times in seconds;
+    ``stream_keepalive`` 0 sends no comments.
     """
 
     directory: Path | None = None
@@ -26,6 +27,7 @@ class Settings:
     tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
     body_timeout: float = 60.0
+    stream_keepalive: float = 0.0
     denied_model_status: int = 403
     public_catalogue: bool = True
     drain_delay: float = 0.0

@@ -30,7 +30,11 @@ class Watch(Protocol):
     begun: bool
     finished: bool
     done: bool
-    usage: Usage | None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the provider has counted so far, or an estimate of it."""
+        ...
 
     def fresh(self) -> "Watch":
         """Another one for another attempt, which has seen nothing."""
@@ -83,7 +87,7 @@ class Stream:
 
     @property
     def usage(self) -> Usage | None:
-        """What the provider has counted so far."""
+        """What the provider has counted so far, or an estimate of it."""
         return self._watch.usage
 
     async def begin(self) -> None:

@@ -74,7 +74,13 @@ class Metrics:
         )
         tokens = Counter(
             "tollhouse_tokens",
-            "Tokens that providers reported, by route and direction (input or output).",
+            "Tokens used, by route and direction (input or output).",
+            ["route", "direction"],
+            registry=registry,
+        )
+        estimated_tokens = Counter(
+            "tollhouse_estimated_tokens",
+            "The part of tollhouse_tokens that no provider counted and the gateway estimated.",
             ["route", "direction"],
             registry=registry,
         )
@@ -100,6 +106,7 @@ class Metrics:
         self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
         self.first_byte: Callable[[str], Histogram] = _cached(first_byte.labels)
         self.tokens: Callable[[str, str], Counter] = _cached(tokens.labels)
+        self.estimated_tokens: Callable[[str, str], Counter] = _cached(estimated_tokens.labels)
 
 
 _cached = functools.lru_cache(maxsize=4096)
@@ -224,8 +231,11 @@ class AttemptSpan:
             self._span.set_attribute("http.response.status_code", status)
             self._span.add_event("first_byte")
 
-    def usage(self, prompt_tokens: int, completion_tokens: int) -> None:
+    def usage(self, prompt_tokens: int, completion_tokens: int, *, estimated: bool) -> None:
+        """``estimated`` where the provider did not count, and the gateway had to."""
         if self._span is not None:
+            if estimated:
+                self._span.set_attribute("tollhouse.usage.estimated", True)
             self._span.set_attribute("gen_ai.usage.input_tokens", prompt_tokens)
             self._span.set_attribute("gen_ai.usage.output_tokens", completion_tokens)
 

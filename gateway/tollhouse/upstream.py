@@ -17,6 +17,7 @@ from typing import TypeVar
 from opentelemetry.context import Context
 
 from tollhouse import routing
+from tollhouse.api.estimate import Estimate
 from tollhouse.api.usage import Usage
 from tollhouse.binary import Binary
 from tollhouse.errors import (
@@ -149,7 +150,11 @@ class _Attempt:
         self._upstream.leave(self._provider)
         self._upstream.metrics.attempts(self._provider.id, outcome).inc()
         if usage is not None:
-            self._span.usage(usage.prompt_tokens, usage.completion_tokens)
+            self._span.usage(
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                estimated=isinstance(usage, Estimate),
+            )
         self._span.end(outcome)
 
     def bound(self, which: str, seconds: float) -> "_Bound":

@@ -24,6 +24,18 @@ def test_every_file_that_a_document_names_exists() -> None:
             assert (document.parent / target).exists(), f"{document.name} names {target}"
 
 
+def test_every_proof_that_the_compatibility_page_names_exists() -> None:
+    _, _, text = (ROOT / "docs/compatibility.md").read_text().partition("\n## ")
+    file = None
+    for name, proof in re.findall(r"`((?:[\w/]+\.py)|…)(?:::(\w+))?`", text):
+        if name != "…":
+            file = ROOT / (name if "/" in name else f"tests/integration/{name}")
+        assert file is not None and file.exists(), f"{name} is not there"
+        assert re.search(rf"^(?:class|(?:async )?def) {proof}", file.read_text(), re.MULTILINE), (
+            proof
+        )
+
+
 def test_the_architecture_names_every_module() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     for package in (ROOT / "gateway/tollhouse", ROOT / "operator/tollhouse_operator"):

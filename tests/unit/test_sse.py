@@ -68,3 +68,43 @@ def test_a_failed_stream_ends_in_an_error_event() -> None:
         b'data: {"error":{"message":"too slow","type":"provider_error","param":null,'
         b'"code":"timeout"}}\n\n'
     )
+
+
+WILD = (
+    b"\xef\xbb\xbf: a comment\r\n\r\n"
+    b"event: message\ndata: 1\n\n"
+    b"data: {\r\ndata: }\r\n\r\n"
+    b"id: 7\rdata: a\rdata: b\r\r" + "data: é€😀\n\n".encode() + b"data:\n\nretry: 5\ndata: [DONE]"
+)
+"""Everything that servers are known to send; the last event without its blank line."""
+WILD_DATA = [b"", b"1", b"{\n}", b"a\nb", "é€😀".encode(), b"", b"[DONE]"]
+
+
+def split_at(*cuts: int) -> list[bytes]:
+    splitter = sse.Splitter()
+    found = []
+    for start, end in zip([0, *cuts], [*cuts, len(WILD)], strict=True):
+        found += splitter.feed(WILD[start:end])
+    found.append(splitter.rest())
+    return found
+
+
+def test_what_servers_send_is_read_the_same_at_every_pair_of_split_points() -> None:
+    for first in range(1, len(WILD)):
+        for second in range(first + 1, len(WILD)):
+            found = split_at(first, second)
+            assert [sse.data_of(event) for event in found] == WILD_DATA, (first, second)
+            assert b"".join(found) == WILD[3:]
+
+
+def test_what_servers_send_is_read_the_same_byte_by_byte() -> None:
+    assert [sse.data_of(event) for event in split_at(*range(1, len(WILD)))] == WILD_DATA
+
+
+def test_a_mark_is_only_a_mark_at_the_start() -> None:
+    splitter = sse.Splitter()
+    assert splitter.feed(b"data: 1\n\n\xef\xbb\xbfdata: 2\n\n")[1].startswith(b"\xef\xbb\xbf")
+
+
+def test_a_keep_alive_is_no_event() -> None:
+    assert sse.data_of(sse.KEEP_ALIVE) == b""

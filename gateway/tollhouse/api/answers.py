@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import additions, sse, usage
+from tollhouse.api import additions, estimate, sse, usage
 from tollhouse.api.additions import Origin
 from tollhouse.api.usage import Usage
 from tollhouse.errors import StatusError
@@ -49,6 +49,11 @@ class Chunk(msgspec.Struct):
         )
 
     @property
+    def characters(self) -> int:
+        """How much was written in it: words, reasoning, the arguments of tool calls."""
+        return sum(estimate.characters(choice.delta) for choice in self.choices or ())
+
+    @property
     def finishes(self) -> bool:
         return any(choice.finish_reason is not None for choice in self.choices or ())
 
@@ -83,21 +88,38 @@ def read_usage(body: bytes) -> Usage | None:
 class StreamWatch:
     """Looks at a chat completion's chunks as they pass, and makes of each what the caller gets.
 
-    Usage is always asked of the provider; it goes on only if the caller wants it too. ``origin``
-    is asked once per attempt who answers; without it every chunk goes on in its own bytes.
+    Usage is always asked of the provider; it goes on only if the caller wants it too. Until it
+    comes, ``usage`` is an estimate from ``messages`` and from what was written. ``origin`` is asked
+    once per attempt who answers; without it every chunk goes on in its own bytes.
     """
 
-    def __init__(self, *, wants_usage: bool, origin: Callable[[], Origin] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        wants_usage: bool,
+        messages: object = (),
+        origin: Callable[[], Origin] | None = None,
+    ) -> None:
         self.begun = False
         self.finished = False
         self.done = False
-        self.usage: Usage | None = None
+        self._counted: Usage | None = None
+        self._characters = 0
         self._wants_usage = wants_usage
+        self._messages = messages
         self._origin = origin
         self._chunks: additions.Chunks | None = None
 
+    @property
+    def usage(self) -> Usage | None:
+        if self._counted is None and self._characters:
+            return estimate.usage(msgspec.to_builtins(self._messages), self._characters)
+        return self._counted
+
     def fresh(self) -> "StreamWatch":
-        return StreamWatch(wants_usage=self._wants_usage, origin=self._origin)
+        return StreamWatch(
+            wants_usage=self._wants_usage, messages=self._messages, origin=self._origin
+        )
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -112,9 +134,10 @@ class StreamWatch:
         finishes, reasons = chunk.finishes, chunk.reasons
         self.finished = self.finished or finishes
         self.begun = self.begun or chunk.has_content
+        self._characters += chunk.characters
         counted = usage.of_chat(chunk.usage) if chunk.usage != _NULL else None
         if counted is not None:
-            self.usage = counted
+            self._counted = counted
             if not chunk.choices and not self._wants_usage:
                 return b""
         if self._chunks is None:

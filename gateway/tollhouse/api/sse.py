@@ -14,22 +14,35 @@ DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """An event that has not ended by then is refused: nobody sends one, and it would fill memory."""
 
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: every reader passes over it, and it shows the connection to be alive."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 
 
 class Splitter:
     """Cuts a byte stream into whole events, wherever its chunks were cut."""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("_fresh", "_tail")
 
     def __init__(self) -> None:
+        self._fresh = True
         self._tail = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that this chunk completes, each with the blank line that ends it.
 
+        A byte order mark at the start is left out: it would hide the first event's field name.
         Raises BrokenAnswer when an event outgrows ``MAX_EVENT_BYTES``.
         """
+        if self._fresh:
+            chunk, self._tail = self._tail + chunk, b""
+            if len(chunk) < 3 and _BYTE_ORDER_MARK.startswith(chunk):
+                self._tail = chunk
+                return []
+            self._fresh = False
+            chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
         if not self._tail and chunk.endswith(b"\n\n") and b"\r" not in chunk:
             return [piece + b"\n\n" for piece in chunk[:-2].split(b"\n\n")]
         # Only the last bytes of what was searched before can be part of a boundary.
@@ -56,8 +69,12 @@ class Splitter:
 
 def data_of(event: bytes) -> bytes:
     """The event's ``data`` lines joined by newlines; empty for a comment."""
-    if event.startswith(b"data: ") and event.find(b"\n", 0, len(event) - 2) < 0:
-        return event[6:].rstrip(b"\r\n")
+    if (
+        event.startswith(b"data: ")
+        and event.find(b"\n", 0, len(event) - 2) < 0
+        and b"\r" not in event
+    ):
+        return event[6:].rstrip(b"\n")
     lines = []
     for line in event.splitlines():
         name, colon, value = line.partition(b":")

@@ -44,9 +44,14 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     snapshot = context.table.snapshot
     try:
         if request.stream:
-            watch = answers.StreamWatch(wants_usage=request.wants_usage, origin=origin)
-            stream = await context.upstream.stream(snapshot, call, trail, watch)
-            return await exchange.forward(stream)
+            watch = answers.StreamWatch(
+                wants_usage=request.wants_usage, messages=request.messages, origin=origin
+            )
+            return await exchange.stream(
+                context.upstream.stream(snapshot, call, trail, watch),
+                keepalive=context.settings.stream_keepalive,
+                explain=lambda error: refusal(error, exchange, resolution),
+            )
         body = await context.upstream.whole(snapshot, call, trail, answers.read_usage)
     except UpstreamError as error:
         raise refusal(error, exchange, resolution) from None

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from tollhouse.api import chat, responses
+from tollhouse.api import reasoning as reasons
 from tollhouse.api.chat import ChatRequest
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.responses_answer import Frame, from_chat, from_native
@@ -33,8 +34,12 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     call = context.call(exchange, resolution, "responses", way.compose)
     try:
         if request.stream:
-            stream = await context.upstream.stream(snapshot, call, exchange.trail, way)
-            return await exchange.forward(stream, way.broken)
+            return await exchange.stream(
+                context.upstream.stream(snapshot, call, exchange.trail, way),
+                keepalive=context.settings.stream_keepalive,
+                explain=lambda error: refusal(error, exchange, resolution),
+                broken=way.broken,
+            )
         await context.upstream.whole(snapshot, call, exchange.trail, way.read)
         return exchange.whole(way.body)
     except UpstreamError as error:
@@ -55,6 +60,8 @@ class _Way:
         self._request = request
         self._resolution = resolution
         self._asked = asked
+        self._reasoning = reasons.asked(asked, None) if asked is not None else None
+        reasons.check(self._reasoning, resolution.route)
         self._native = False
         self._frame: Frame | None = None
         self._watch: NativeWatch | TranslatedWatch | None = None
@@ -68,7 +75,13 @@ class _Way:
             )
         self._native = False
         return translated_request(
-            self._asked, provider=provider, model=model, cap=cap, parameters=parameters
+            self._asked,
+            provider=provider,
+            model=model,
+            cap=cap,
+            parameters=parameters,
+            reasoning=self._reasoning,
+            capabilities=self._resolution.route.capabilities,
         )
 
     def read(self, body: bytes) -> Usage | None:
@@ -89,7 +102,8 @@ class _Way:
 
     def broken(self, error: RequestError) -> bytes:
         """How the stream that was begun ends in failure."""
-        return b"" if self._watch is None else self._watch.broken(error)
+        watch = self._watch or TranslatedWatch(self._make_frame())
+        return watch.broken(error)
 
     def _make_frame(self) -> Frame:
         if self._frame is None:

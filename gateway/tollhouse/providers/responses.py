@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 
 from tollhouse.api.chat import ChatRequest
+from tollhouse.api.reasoning import Reasoning
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.providers import openai
-from tollhouse.snapshot import Parameters, Provider
+from tollhouse.snapshot import Capabilities, Parameters, Provider
 
 _RENAMED = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
 _CHAT_ONLY = frozenset(
@@ -51,6 +52,8 @@ def translated_request(
     model: str,
     cap: int | None,
     parameters: Parameters,
+    reasoning: Reasoning | None,
+    capabilities: Capabilities,
 ) -> tuple[str, bytes]:
     """The URL and body of the chat completion that a request was translated to."""
     if "max_tokens" in asked.fields and provider.base_url.startswith("https://api.openai.com/"):
@@ -61,7 +64,13 @@ def translated_request(
             asked, fields=fields, max_tokens=None, max_completion_tokens=asked.max_tokens
         )
     return openai.chat_request(
-        asked, provider=provider, model=model, cap=cap, parameters=parameters
+        asked,
+        provider=provider,
+        model=model,
+        cap=cap,
+        parameters=parameters,
+        reasoning=reasoning,
+        capabilities=capabilities,
     )
 
 
