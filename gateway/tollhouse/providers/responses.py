@@ -52,8 +52,8 @@ def translated_request(
     model: str,
     cap: int | None,
     parameters: Parameters,
-    reasoning: Reasoning | None,
-    capabilities: Capabilities,
+    reasoning: Reasoning | None = None,
+    capabilities: Capabilities | None = None,
 ) -> tuple[str, bytes]:
     """The URL and body of the chat completion that a request was translated to."""
     if "max_tokens" in asked.fields and provider.base_url.startswith("https://api.openai.com/"):
