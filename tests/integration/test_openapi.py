@@ -112,6 +112,7 @@ def generate(cases: SearchStrategy[Case], count: int, check: Callable[[Case], No
         deadline=None,
         derandomize=True,
         database=None,
+        report_multiple_bugs=False,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
