@@ -199,7 +199,7 @@ def _operation(path: str, operation: Operation, schema_of: dict[int, Any]) -> di
             "content": {JSON: {"schema": schema_of[id(operation.takes)]}},
         }
     content = {
-        media: {"schema": {"type": "string"} if type_ is None else schema_of[id(type_)]}
+        media: {} if type_ is None else {"schema": schema_of[id(type_)]}
         for media, type_ in operation.gives.items()
     }
     result["responses"] = {
