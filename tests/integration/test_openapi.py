@@ -22,7 +22,13 @@ from support import gateway as g
 from support.gateway import Gateway
 from tollhouse.api import openapi
 
-CASES = {"/v1/chat/completions": 200, "/v1/models": 60, "/openapi.json": 40}
+CASES = {
+    "/v1/chat/completions": 200,
+    "/v1/models": 60,
+    "/v1/key": 40,
+    "/api/models": 40,
+    "/openapi.json": 40,
+}
 """Per mode of generation; a GET without parameters has little to vary."""
 PROMISES = [
     not_a_server_error,
