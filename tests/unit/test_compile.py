@@ -269,3 +269,16 @@ def test_ten_thousand_callers_compile_in_reasonable_time():
     assert result.findings == ()
     assert result.snapshot.key_count() == 10_000
     assert time.perf_counter() - start < 10
+
+
+class TestKnownModels:
+    def test_a_provider_of_a_wildcard_carries_what_is_known_of_its_models(self):
+        result = compiled(*GOOD, route("wild", "openai/*", provider="openai")).snapshot
+        known = result.providers["ai/openai"].known
+        assert known["gpt-4o"].pricing.input == "2.5"
+        assert known["gpt-4o"].context_window == 128_000
+        assert "gpt-*" in result.routes["ai/wild"].families
+        assert max(map(len, shards(result).values())) < 20_000
+
+    def test_without_a_wildcard_it_carries_nothing(self):
+        assert compiled(*GOOD).snapshot.providers["ai/openai"].known == {}

@@ -108,6 +108,19 @@ OPERATIONS: dict[str, Operation] = {
         summary="List the models that this key may call.",
         gives={JSON: ModelList},
     ),
+    "/v1/key": Operation(
+        method="GET",
+        id="getKey",
+        summary="Say what the key of this request is and may do.",
+        gives={JSON: dict[str, Any]},
+    ),
+    "/api/models": Operation(
+        method="GET",
+        id="listPublicModels",
+        summary="List the models that are shared with every namespace, by provider.",
+        gives={JSON: dict[str, Any]},
+        public=True,
+    ),
     "/openapi.json": Operation(
         method="GET",
         id="getOpenAPI",

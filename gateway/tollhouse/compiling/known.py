@@ -30,8 +30,7 @@ def account_of(base_url: str, model: str) -> str | None:
 
 def model_of(account: str, name: str) -> KnownModel | None:
     """What is known about a provider's model by this name."""
-    providers = _providers()
-    found = providers[account].find_model(name, all_providers=list(providers.values()))
+    found = _find(_providers()[account], name)
     return _known(found) if found is not None else None
 
 
@@ -49,7 +48,8 @@ def table_of(account: str) -> dict[str, KnownModel]:
         for model in provider.models:
             for name in (model.id.lower(), *_patterns(model.match)):
                 if name not in table:
-                    first = provider.find_model(name) if not name.endswith("*") else None
+                    # Another model's rule, or the account's own, may come first for this name.
+                    first = None if name.endswith("*") else _find(own, name)
                     table[name] = _known(first or model)
     return table
 
@@ -78,6 +78,10 @@ def families_of(account: str) -> tuple[str, ...]:
             if not any(it.removesuffix("*").startswith(stem) and it != f"{stem}*" for stem in stems)
         )
     )
+
+
+def _find(provider: "Provider", name: str) -> "ModelInfo | None":
+    return provider.find_model(name, all_providers=list(_providers().values()))
 
 
 @lru_cache(maxsize=1)
