@@ -12,11 +12,13 @@ from typing import Any, Literal
 import msgspec
 
 from tollhouse import __version__
-from tollhouse.api.chat import ChatBody
+from tollhouse.api.chat import ChatBody, ModelName
+from tollhouse.api.responses import ResponsesBody
 from tollhouse.errors import KINDS
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+FORM = "multipart/form-data"
 _PROVIDER_STATUSES = frozenset({422})
 """What a provider that blames the request may say beside the table's own: see ``failures``."""
 
@@ -80,10 +82,23 @@ class ModelList(msgspec.Struct):
     data: list[Model]
 
 
+class PassedBody(msgspec.Struct):
+    """A request of which the gateway reads ``model``; every other field is the provider's."""
+
+    model: ModelName
+
+
+class ModerationBody(msgspec.Struct):
+    """What is to be judged; every field but ``model`` is the provider's."""
+
+    model: ModelName | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One endpoint. ``takes`` is the type of its JSON body, ``gives`` the type of each 200 by media
-    type (None: described by its media type alone), ``public`` whether it asks for no key.
+    """One endpoint. ``takes`` is the type of its body, which is JSON unless it is a ``form``;
+    ``gives`` is the type of each 200 by media type (None: described by its media type alone);
+    ``public`` says that it asks for no key.
     """
 
     method: str
@@ -91,7 +106,20 @@ class Operation:
     summary: str
     gives: dict[str, Any]
     takes: Any = None
+    form: bool = False
     public: bool = False
+
+
+def _passed(name: str, summary: str, *also: str, form: bool = False) -> Operation:
+    """An endpoint whose bodies pass through; ``also`` are media types beside JSON."""
+    return Operation(
+        method="POST",
+        id=name,
+        summary=summary,
+        takes=PassedBody,
+        form=form,
+        gives={JSON: dict[str, Any], **dict.fromkeys(also)},
+    )
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -101,6 +129,33 @@ OPERATIONS: dict[str, Operation] = {
         summary="Answer a conversation, whole or as a stream of events.",
         takes=ChatBody,
         gives={JSON: ChatCompletion, EVENTS: None},
+    ),
+    "/v1/responses": Operation(
+        method="POST",
+        id="createResponse",
+        summary="Answer by OpenAI's responses, whole or as a stream of events.",
+        takes=ResponsesBody,
+        gives={JSON: dict[str, Any], EVENTS: None},
+    ),
+    "/v1/embeddings": _passed("createEmbedding", "Turn text into vectors."),
+    "/v1/completions": _passed("createCompletion", "Continue a text.", EVENTS),
+    "/v1/moderations": Operation(
+        method="POST",
+        id="createModeration",
+        summary="Judge text or images.",
+        takes=ModerationBody,
+        gives={JSON: dict[str, Any]},
+    ),
+    "/v1/rerank": _passed("createRerank", "Order documents by how well they fit a query."),
+    "/v1/images/generations": _passed("createImage", "Make images.", EVENTS),
+    "/v1/images/edits": _passed("createImageEdit", "Change images.", EVENTS, form=True),
+    "/v1/images/variations": _passed("createImageVariation", "Vary an image.", form=True),
+    "/v1/audio/speech": _passed("createSpeech", "Speak a text.", "audio/*", EVENTS),
+    "/v1/audio/transcriptions": _passed(
+        "createTranscription", "Write down what is said.", "text/plain", EVENTS, form=True
+    ),
+    "/v1/audio/translations": _passed(
+        "createTranslation", "Write down in English what is said.", "text/plain", form=True
     ),
     "/v1/models": Operation(
         method="GET",
@@ -209,7 +264,9 @@ def _operation(path: str, operation: Operation, schema_of: dict[int, Any]) -> di
     if operation.takes is not None:
         result["requestBody"] = {
             "required": True,
-            "content": {JSON: {"schema": schema_of[id(operation.takes)]}},
+            "content": {
+                FORM if operation.form else JSON: {"schema": schema_of[id(operation.takes)]}
+            },
         }
     content = {
         media: {} if type_ is None else {"schema": schema_of[id(type_)]}

@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 
 from tollhouse.api import checking
+from tollhouse.api.chat import ModelName
 from tollhouse.errors import RequestError
 
 
-class _Checked(msgspec.Struct):
-    """The fields that the gateway itself reads; null is the same as absent."""
+class ResponsesBody(msgspec.Struct):
+    """A request for a response. Fields that are not listed reach a provider that has responses."""
 
-    model: str | None = None
-    input: msgspec.Raw = msgspec.Raw(b"null")
+    model: ModelName
+    input: str | list[Any] | None = None
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: int | None = None
@@ -62,7 +63,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
 
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_checked_decoder = msgspec.json.Decoder(_Checked)
+_checked_decoder = msgspec.json.Decoder(ResponsesBody)
 _NULL = msgspec.Raw(b"null")
 _RANGES = {"temperature": (0, 2), "top_p": (0, 1), "top_logprobs": (0, 20)}
 _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
@@ -72,18 +73,12 @@ def parse(body: bytes) -> ResponsesRequest:
     """Check a request body. Raises RequestError with ``param`` naming the field at fault."""
     checked = checking.decode(_checked_decoder, body)
     fields = checking.decode(_fields_decoder, body)
-    if checked.model is None:
-        raise RequestError("missing_field", "Send `model`: the name to route by.", param="model")
-    if not checked.model:
-        raise RequestError("invalid_value", "`model` is empty.", param="model")
     stateful = next((name for name in _STATEFUL if getattr(checked, name)), None)
-    given = checked.input if checked.input != _NULL else None
+    given = fields["input"] if checked.input is not None else None
     if given is None and stateful in (None, "background"):
         raise RequestError(
             "missing_field", "Send `input`: a text, or a list of items.", param="input"
         )
-    if given is not None and not bytes(given).startswith((b'"', b"[")):
-        raise RequestError("invalid_value", "`input` must be a string or a list.", param="input")
     _check_ranges(checked)
     return ResponsesRequest(
         model=checked.model,
@@ -111,7 +106,7 @@ def with_effort(request: ResponsesRequest, effort: str) -> ResponsesRequest:
     return msgspec.structs.replace(request, reasoning=reasoning, fields=fields)
 
 
-def _check_ranges(checked: _Checked) -> None:
+def _check_ranges(checked: ResponsesBody) -> None:
     for name, (least, most) in _RANGES.items():
         value = getattr(checked, name)
         if value is not None and not least <= value <= most:
