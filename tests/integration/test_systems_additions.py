@@ -33,9 +33,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
                 "reasoningTokens": 3,
             },
         ),
-        g.route("grok", ["xai/grok-4", "grok-4"], "thinker"),
+        g.route("grok", ["xai/grok-4", "grok-4"], "thinker", shareWith={"from": "All"}),
         g.route("llama", ["meta/llama3:8b"], "thinker"),
-        g.route("anthropic", ["anthropic/*"], "thinker"),
+        g.openai_compatible("anthropic", "http://127.0.0.1:9/v1"),
+        g.route("anthropic", ["anthropic/*"], "anthropic", retries={"attempts": 0}),
     )
     with g.running(folder, name="additions") as running:
         yield running
@@ -112,7 +113,12 @@ def test_a_paid_model_is_forbidden_to_who_wants_free_ones(gateway: Gateway) -> N
 
 
 def test_a_bare_name_finds_its_provider(gateway: Gateway) -> None:
-    assert ask(gateway, "claude-3-5-sonnet-20241022").status_code == 200
+    # Nobody listens there: what matters is who was asked.
+    answer = ask(gateway, "claude-3-5-sonnet-20241022")
+    assert (answer.status_code, answer.json()["error"]["metadata"]["provider"]) == (
+        502,
+        "anthropic",
+    )
 
 
 def test_responses_answer_at_the_same_models(gateway: Gateway) -> None:
