@@ -93,7 +93,7 @@ class _Connection(RequestHandler):
             self._last = True
 
     # asyncio reads the result, which aiohttp's own method does not have: True keeps it open.
-    def eof_received(self) -> bool | None:  # type: ignore[override]
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # because asyncio reads what aiohttp says is None
         if not self._arriving.is_eof() and self._socket.get_extra_info("ssl_object") is None:
             self._break_body()
             return True

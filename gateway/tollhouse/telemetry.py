@@ -124,19 +124,19 @@ def share_metrics(directory: Path, slot: int) -> None:
     whoever has it next counts on from where this one ended, so the files stay as few as slots.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]  # because the library has no types here
 
 
 def shared_exposition(directory: Path) -> bytes:
     """The series of all processes that share this directory, in Prometheus' text format."""
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    multiprocess.MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # because the library has no types here
     return generate_latest(registry)
 
 
 def forget_gauges(directory: Path, slot: int) -> None:
     """Take what a process that has ended said of its present state out of the sums."""
-    multiprocess.mark_process_dead(slot, str(directory))  # type: ignore[no-untyped-call]
+    multiprocess.mark_process_dead(slot, str(directory))  # type: ignore[no-untyped-call]  # because the library has no types here
 
 
 class Tracer:

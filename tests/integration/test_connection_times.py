@@ -108,10 +108,10 @@ class TestTimeBounds:
         monkeypatch.setattr(server, "_STALL_SECONDS", 0.5)
         with listening(size=50_000_000) as port:
             async with raw.connection(port) as (reader, writer):
-                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 await asyncio.sleep(1.5)
-                writer.transport.resume_reading()  # type: ignore[attr-defined]
+                writer.transport.resume_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                     await raw.read_answer(reader)
 

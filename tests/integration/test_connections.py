@@ -274,7 +274,7 @@ class TestACallerThatGoesAway:
     ) -> None:
         async with u.serving(endless, upstream_port) as upstream:
             async with raw.connection(gateway.port) as (_, writer):
-                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 writer.write(raw.post(raw.chat("real/model", stream=True)))
                 await eventually(lambda: bool(upstream.received))
                 await asyncio.sleep(1.5)
@@ -303,7 +303,7 @@ class TestASlowReader:
         async with u.serving(answer, upstream_port):
             before = resident(gateway)
             async with raw.connection(gateway.port) as (reader, writer):
-                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 writer.write(raw.post(raw.chat("real/model", stream=True)))
                 peak = 0
                 for _ in range(30):
@@ -312,7 +312,7 @@ class TestASlowReader:
                 print(f"{sent} MB sent, resident {before} -> {peak} MiB")
                 assert sent < 100
                 assert peak - before < 50
-                writer.transport.resume_reading()  # type: ignore[attr-defined]
+                writer.transport.resume_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 received = 0
                 async with asyncio.timeout(30):
                     while piece := await reader.read(2**20):
@@ -339,12 +339,12 @@ class TestADrain:
                 gateway.process.send_signal(signal.SIGTERM)
                 async with asyncio.timeout(5):
                     assert await idle.read() == b""
-                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                writer.transport.pause_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 writer.write(request[5_000_000:])
                 await writer.drain()
                 await asyncio.sleep(1)
                 assert gateway.process.poll() is None
-                writer.transport.resume_reading()  # type: ignore[attr-defined]
+                writer.transport.resume_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 answer = await raw.read_answer(reader)
                 assert answer.status == 200
                 assert b"x" * 10_000_000 in answer.body
