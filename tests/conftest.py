@@ -1,6 +1,7 @@
 """Options and fixtures of the whole suite, and the rule that CI skips nothing."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from support import planted
 
 _skipped: list[str] = []
+_figures: list[str] = []
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d[ T]")
+"""How a log line of our own begins where a test has configured no logging."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +31,11 @@ def log_directory() -> Path:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         _skipped.append(report.nodeid)
+    # What a passing test prints are its figures, and pytest would hide them.
+    if report.when == "call" and report.passed:
+        name = report.nodeid.rpartition("::")[2]
+        lines = (line for line in report.capstdout.splitlines() if line)
+        _figures.extend(f"{name}: {line}" for line in lines if not _LOGGED.match(line))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
@@ -41,6 +50,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("figures")
+        for figure in _figures:
+            terminalreporter.line(figure)
     if _skipped and os.environ.get("CI"):
         terminalreporter.section("skipped in CI, where nothing may be", red=True)
         for nodeid in _skipped:
