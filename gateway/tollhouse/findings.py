@@ -40,6 +40,7 @@ class Reason(StrEnum):
     UNKNOWN_PRICE = "UnknownPrice"
     NO_MATCHING_ROUTE = "NoMatchingRoute"
     INVALID_ANNOTATION = "InvalidAnnotation"
+    NAME_SHARED = "NameShared"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ force as it was, and is listed in ``Resources.refused`` until it is mended or re
 
 import base64
 import binascii
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tollhouse.resources import (
     GROUP,
     KINDS,
     ConfigMapObject,
+    ModelRoute,
     NamespaceObject,
     Problem,
     Ref,
@@ -27,6 +28,9 @@ from tollhouse.snapshot import Credential
 
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 """The label that the API server gives every Namespace: its name."""
+PLATFORM_LABEL = f"{GROUP}/platform"
+"""``"true"`` on a Namespace: its routes go before those that others share. Only who may edit
+Namespaces can give it, so no tenant can."""
 DEFAULT_NAMESPACE = "default"
 
 _FIELDS: Mapping[str, str] = {
@@ -62,9 +66,13 @@ def identify(manifest: Mapping[str, Any]) -> tuple[str, Ref] | None:
 
 
 class Inventory:
-    """Not for several threads at once; what ``resources`` returns may go to any."""
+    """Not for several threads at once; what ``resources`` returns may go to any.
 
-    def __init__(self) -> None:
+    ``platform`` names namespaces that are the platform's without a label that says so.
+    """
+
+    def __init__(self, platform: Iterable[str] = ()) -> None:
+        self._platform = frozenset(platform)
         self._tables: dict[str, dict[Ref, Any]] = {kind: {} for kind in _FIELDS}
         self._refused: dict[tuple[str, Ref], Refused] = {}
         self._copies: dict[str, Mapping[Any, Any]] = {}
@@ -97,7 +105,7 @@ class Inventory:
             self._refused[identity] = now
             return now != refused
         self._refused.pop(identity, None)
-        if refused is None and found == known:
+        if refused is None and _same(found, known):
             return False
         self._tables[kind][ref] = found
         self._copies.pop(kind, None)
@@ -122,7 +130,16 @@ class Inventory:
                 )
         refused = tuple(self._refused[identity] for identity in sorted(self._refused))
         fields: dict[str, Any] = {field: self._copies[kind] for kind, field in _FIELDS.items()}
-        return Resources(**fields, refused=refused)
+        return Resources(**fields, refused=refused, platform=self._platform)
+
+
+def _same(found: object, known: object) -> bool:
+    """Whether nothing differs. To Python 1, 1.0 and True are equal, to a provider they are not."""
+    if found != known:
+        return False
+    if isinstance(found, ModelRoute) and isinstance(known, ModelRoute):
+        return found.spec.parameters.model_dump_json() == known.spec.parameters.model_dump_json()
+    return True
 
 
 _METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp", "labels")

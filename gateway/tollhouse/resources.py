@@ -165,7 +165,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Everything that a snapshot is compiled from, at one moment."""
+    """Everything that a snapshot is compiled from, at one moment.
+
+    ``platform`` names namespaces that are the platform's, label or not.
+    """
 
     providers: Mapping[Ref, Provider] = field(default_factory=dict)
     routes: Mapping[Ref, ModelRoute] = field(default_factory=dict)
@@ -177,6 +180,7 @@ class Resources:
     services: Mapping[Ref, ServiceObject] = field(default_factory=dict)
     namespaces: Mapping[str, NamespaceObject] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
+    platform: frozenset[str] = frozenset()
 
 
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")

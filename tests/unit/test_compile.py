@@ -132,35 +132,6 @@ class TestConflicts:
         younger["metadata"]["creationTimestamp"] = made(2)
         assert list(compiled(ECHO, younger, older).snapshot.routes) == ["ai/zzz"]
 
-    @pytest.mark.parametrize(
-        ("one", "other", "clash"),
-        [
-            ({"from": "Same"}, {"from": "Same"}, False),
-            ({"from": "All"}, {"from": "Same"}, True),
-            ({"from": "All"}, {"from": "All"}, True),
-            ("b", {"from": "Same"}, True),
-            ("c", {"from": "Same"}, False),
-            ("c", "c", True),
-            ("c", "d", False),
-        ],
-    )
-    def test_routes_clash_where_anybody_would_see_both(self, one, other, clash):
-        def shared(with_: Any) -> Any:
-            if isinstance(with_, dict):
-                return with_
-            name = {"kubernetes.io/metadata.name": with_}
-            return {"from": "Selector", "selector": {"matchLabels": name}}
-
-        spaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": it}}
-                  for it in "abcd"]  # fmt: skip
-        spec = {"models": ["x"], "targets": [{"provider": {"name": "echo"}}]}
-        result = compiled(
-            *spaces,
-            manifest("ModelRoute", "one", {**spec, "shareWith": shared(one)}, "a"),
-            manifest("ModelRoute", "two", {**spec, "shareWith": shared(other)}, "b"),
-        )
-        assert (len(result.snapshot.routes) == 1) is clash
-
     def test_a_current_key_goes_before_one_that_was_rotated_away(self):
         import hashlib
         import json
