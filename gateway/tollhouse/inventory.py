@@ -18,6 +18,7 @@ from tollhouse.resources import (
     Problem,
     Ref,
     Refused,
+    Resource,
     ResourceError,
     Resources,
     SecretObject,
@@ -119,6 +120,11 @@ class Inventory:
         self._copies.pop(kind, None)
         return known is not None or refused is not None
 
+    def known(self, kind: str, ref: Ref) -> Resource | None:
+        """The last good version of a custom resource."""
+        found = self._tables.get(kind, {}).get(ref)
+        return found if isinstance(found, Resource) else None
+
     def resources(self) -> Resources:
         """All objects as they are now; later changes do not show in it."""
         for kind, table in self._tables.items():
@@ -149,11 +155,11 @@ def _relevant(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest without what would cost much and say nothing: managed fields and status."""
     metadata = manifest["metadata"]
     kept = {key: metadata[key] for key in _METADATA if metadata.get(key) is not None}
-    kept["annotations"] = _ours(metadata.get("annotations"))
+    kept["annotations"] = ours(metadata.get("annotations"))
     return {key: value for key, value in manifest.items() if key != "status"} | {"metadata": kept}
 
 
-def _ours(annotations: Any) -> dict[str, str]:
+def ours(annotations: Any) -> dict[str, str]:
     """Our own annotations alone. kubectl's hold the whole manifest, a Secret's values included."""
     if not isinstance(annotations, Mapping):
         return {}
@@ -184,7 +190,7 @@ def _secret(manifest: Mapping[str, Any], ref: Ref) -> SecretObject:
         data[key] = Credential(value)
     if problems:
         raise ResourceError(tuple(problems))
-    return SecretObject(*ref, data, _ours(manifest["metadata"].get("annotations")))
+    return SecretObject(*ref, data, ours(manifest["metadata"].get("annotations")))
 
 
 def _config_map(manifest: Mapping[str, Any], ref: Ref) -> ConfigMapObject:

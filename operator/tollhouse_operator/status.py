@@ -23,8 +23,7 @@ PROGRAMMED = "Programmed"
 READY = "Ready"
 _WARNED = ("Accepted", "ResolvedRefs")
 """Conditions whose change is an event."""
-_WRITERS = 8
-_TRIES = 8
+_WRITERS = 16
 _CONFLICT = 409
 _MAX_NOTE = 1000
 
@@ -179,6 +178,7 @@ class Statuses:
         self._identity = identity
         self._wanted: dict[Key, Desired] = {}
         self._busy: set[Key] = set()
+        self._failures: dict[Key, int] = {}
         self._work = asyncio.Event()
 
     def want(self, wishes: Mapping[Key, Desired]) -> None:
@@ -209,37 +209,46 @@ class Statuses:
             desired = self._wanted.pop(key)
             self._busy.add(key)
             try:
-                await self._write(key, desired)
+                pause = await self._write(key, desired)
             finally:
                 self._busy.discard(key)
+            if pause is None:
+                self._failures.pop(key, None)
+                continue
+            # Last in the queue, behind what may succeed; a newer wish counts instead.
+            self._wanted.setdefault(key, desired)
+            await asyncio.sleep(pause)
 
-    async def _write(self, key: Key, desired: Desired) -> None:
+    async def _write(self, key: Key, desired: Desired) -> float | None:
+        """None when there is nothing left to do, else how long to wait, in seconds, before the
+        same is tried again."""
         kind, namespace, name = key
-        for attempt in range(_TRIES):
-            seen = self._store.seen(key)
-            if seen is None or seen.uid != desired.uid:
-                return
-            change = patch(seen.status, desired, datetime.now(UTC))
-            if change is None:
-                return
-            happened = notes(seen.status, desired)
-            try:
-                answer = await self._cluster.patch(
-                    path(kind, namespace, name, sub="status"),
-                    {"metadata": {"uid": desired.uid}, "status": change},
-                )
-                self._store.observe(kind, answer, BY_KIND)
-                await self._post(key, seen, answer, happened)
-                return
-            except CallError as error:
-                if error.status in (404, _CONFLICT):
-                    return
-                if not error.transient:
-                    _log.error("status refused", kind=kind, namespace=namespace, name=name,
-                               error=str(error))  # fmt: skip
-                    return
-                await asyncio.sleep(error.retry_after or backoff(attempt))
-        _log.warning("status put off", kind=kind, namespace=namespace, name=name)
+        seen = self._store.seen(key)
+        if seen is None or seen.uid != desired.uid:
+            return None
+        change = patch(seen.status, desired, datetime.now(UTC))
+        if change is None:
+            return None
+        happened = notes(seen.status, desired)
+        try:
+            answer = await self._cluster.patch(
+                path(kind, namespace, name, sub="status"),
+                {"metadata": {"uid": desired.uid}, "status": change},
+            )
+            self._store.observe(kind, answer, BY_KIND)
+            await self._post(key, seen, answer, happened)
+            return None
+        except CallError as error:
+            if error.status in (404, _CONFLICT):
+                return None  # gone, or another object by now: it has a verdict of its own
+            if not error.transient:
+                _log.error("status refused", kind=kind, namespace=namespace, name=name,
+                           error=str(error))  # fmt: skip
+                return None
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            _log.warning("status put off", kind=kind, namespace=namespace, name=name,
+                         error=str(error), failures=failures)  # fmt: skip
+            return error.retry_after or backoff(failures - 1)
 
     async def _post(
         self, key: Key, seen: Seen, answer: Mapping[str, Any], happened: Sequence[Note]
