@@ -105,7 +105,8 @@ class Leader:
                     await self._rebuild(limit)
                     limit = _REFERENCE_SECONDS
                     rest_until = monotonic() + min(monotonic() - began, _REST_SECONDS)
-                await self._publisher.sweep()
+                else:
+                    await self._publisher.sweep()
                 if monotonic() - verified > _VERIFY_SECONDS:
                     verified = monotonic()
                     if not await self._publisher.verify():
