@@ -101,18 +101,18 @@ def test_an_adopted_secret_loses_the_label_with_its_api_key(
     )
     cluster.apply(manifest("ApiKey", "mine", {}, namespace))
     with running(cluster.kubeconfig, namespace):
-        eventually(lambda: "tollhouse.dev/apikey" in labels("mine"))
+        eventually(lambda: "tollhouse.dev/apikey" in labels("mine"), 30)
         assert labels("mine")["app"] == "shop"
         assert "app.kubernetes.io/managed-by" not in labels("mine")
         cluster.kubectl("delete", "apikey", "mine", "-n", namespace)
-        eventually(lambda: labels("mine") == {"app": "shop"}, 10)
+        eventually(lambda: labels("mine") == {"app": "shop"}, 30)
         assert values(cluster.get("secret", "mine", namespace))["OPENAI_API_KEY"] == key
         cluster.apply(manifest("ApiKey", "moved", {"secretName": "gone"}, namespace))
-        eventually(lambda: labels("moved") == {}, 10)
+        eventually(lambda: labels("moved") == {}, 30)
         assert labels("gone")["tollhouse.dev/apikey"] == "true"
     cluster.kubectl("delete", "apikey", "gone", "moved", "-n", namespace)
     with running(cluster.kubeconfig, namespace):
-        eventually(lambda: labels("gone") == {}, 10)
+        eventually(lambda: labels("gone") == {}, 30)
 
 
 @pytest.mark.timeout(180, func_only=True)
@@ -147,7 +147,7 @@ def test_a_snapshot_that_does_not_fit_is_told_and_the_last_one_stays(
         # What was live says so still; what is newer waits for the same reason.
         until_condition(cluster, "provider", "large", namespace, "Accepted", "True")
         cluster.apply(_in(namespace, route("late", ["late"], "base")))
-        late = until_condition(cluster, "modelroute", "late", namespace, "Programmed", "False", 15)
+        late = until_condition(cluster, "modelroute", "late", namespace, "Programmed", "False", 30)
         assert late["reason"] == "NotPublished"
 
         cluster.kubectl("delete", "provider", "large", "-n", namespace)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def objects(namespace: str) -> list[Manifest]:
     return [{**it, "metadata": {**it["metadata"], "namespace": namespace}} for it in found]
 
 
-def held(name: str, key: str, **spec: object) -> list[Manifest]:
+def held(name: str, key: str, **spec: Any) -> list[Manifest]:
     api_key, secret = g.caller(name, key, **spec)
     secret["metadata"]["labels"] = _LABEL
     return [secret, api_key]

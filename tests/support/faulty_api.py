@@ -1,6 +1,7 @@
 """An API server that fails now and then: a proxy before a real one."""
 
 import asyncio
+import contextlib
 import itertools
 import ssl
 import threading
@@ -13,7 +14,7 @@ import yaml
 from aiohttp import web
 
 _HOP_BY_HOP = frozenset({"transfer-encoding", "connection", "content-length", "content-encoding"})
-_FAULTS = (
+_FAULTS: tuple[tuple[int, str, dict[str, str]], ...] = (
     (429, "TooManyRequests", {"Retry-After": "1"}),
     (500, "InternalError", {}),
     (503, "ServiceUnavailable", {}),
@@ -79,9 +80,11 @@ class FaultyApi:
         ) as answer:
             given = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
             response = web.StreamResponse(status=answer.status, headers=given)
-            await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
+            # An operator that stops leaves its watches.
+            with contextlib.suppress(ConnectionError):
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
             return response
 
     def start(self) -> None:
