@@ -76,7 +76,8 @@ class FaultyApi:
             request.method,
             f"{self._server}{request.path_qs}",
             headers=kept,
-            data=await request.read(),
+            data=await request.read() or None,
+            skip_auto_headers=("Content-Type",),
         ) as answer:
             given = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
             response = web.StreamResponse(status=answer.status, headers=given)
