@@ -1,18 +1,21 @@
 """Resources → the snapshot that gateways serve, and what there is to say about each resource.
 
-Pure: no I/O and no clock, and the same resources give the same snapshot and findings, in the same
-order. Each object is compiled by a function of its own; then come the rules between objects: names
-that two routes claim, and a key that two ApiKeys hold. Whatever is wrong with one object is a
-finding about it and leaves all others as they are.
+Pure: no I/O and no clock. The same resources on the same day give the same snapshot and findings,
+in the same order; the day decides which published prices hold. Each object is compiled by a
+function of its own; then come the rules between objects: names that two routes claim, names to
+choose among, and a key that two ApiKeys hold. Whatever is wrong with one object is a finding about
+it and leaves all others as they are.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from itertools import groupby
 from typing import TypeVar
 
 import msgspec
 
+from tollhouse.compiling import known
 from tollhouse.compiling.caller import (
     KEY_NAME,
     PREVIOUS_DIGESTS,
@@ -23,7 +26,7 @@ from tollhouse.compiling.caller import (
 from tollhouse.compiling.memo import Ages, Memo
 from tollhouse.compiling.names import Claims, Names, Namespaces, Overlap
 from tollhouse.compiling.provider import compile_provider, named_by_provider
-from tollhouse.compiling.route import Upstreams, compile_route, known_models
+from tollhouse.compiling.route import Upstreams, check_select, compile_route, known_models
 from tollhouse.findings import Condition, Finding, Reason, conditions, refused, warning
 from tollhouse.resources import (
     ApiKey,
@@ -67,12 +70,14 @@ class Compiled:
         return {about: tuple(found) for about, found in groupby(self.findings, _about)}
 
 
-def compile_snapshot(resources: Resources) -> Compiled:
+def compile_snapshot(resources: Resources, day: date = known.DAY) -> Compiled:
     """The snapshot of these resources, and every finding about them.
+
+    Published prices are those of the ``day`` (UTC); see ``known.DAY`` for what is taken otherwise.
 
     Findings are about the five kinds, and about Secrets and ConfigMaps that cannot be read.
     """
-    return Compiler().compile(resources)
+    return Compiler().compile(resources, day)
 
 
 class Compiler:
@@ -88,11 +93,12 @@ class Compiler:
         self._routes = _RouteTable()
         self._keys = _KeyTable()
 
-    def compile(self, resources: Resources) -> Compiled:
+    def compile(self, resources: Resources, day: date = known.DAY) -> Compiled:
         """As ``compile_snapshot``. Not for several threads at once."""
         findings = [finding for it in resources.refused for finding in _refused(it)]
-        upstreams = self._upstreams.compile(resources, findings)
+        upstreams = self._upstreams.compile(resources, day, findings)
         routes, names = self._routes.compile(resources, upstreams, findings)
+        _check_selects(resources, routes, findings)
         keys = self._keys.compile(resources, names, findings)
         for policy in (*_living(resources.policies), *_living(resources.budgets)):
             message = "accepted, but this version does not enforce limits and budgets yet"
@@ -121,7 +127,7 @@ class _UpstreamTable:
         self._compiled: Memo[tuple[Upstream | None, tuple[Finding, ...]]] = Memo()
         self._known: Memo[list[Upstream]] = Memo()
 
-    def compile(self, resources: Resources, findings: list[Finding]) -> Upstreams:
+    def compile(self, resources: Resources, day: date, findings: list[Finding]) -> Upstreams:
         usable: dict[Ref, Upstream] = {}
         broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
         for resource in _living(resources.providers):
@@ -137,7 +143,7 @@ class _UpstreamTable:
             findings += found
         self._compiled.keep(resources.providers)
         timeouts = {ref: resources.providers[ref].spec.timeouts for ref in usable}
-        return Upstreams(usable, timeouts, frozenset(broken))
+        return Upstreams(usable, timeouts, frozenset(broken), day)
 
     def known(self, routes: list[Route], upstreams: Upstreams) -> list[Upstream]:
         """The upstreams, those that wildcards go to with what is known about their models."""
@@ -150,7 +156,8 @@ class _UpstreamTable:
                 for it in upstreams.usable.values()
             ]
 
-        return self._known.get("", (*wild, None, *upstreams.usable.values()), complete)
+        made_from = (*wild, None, *upstreams.usable.values())
+        return self._known.get("", made_from, complete, (upstreams.day,))
 
 
 class _RouteTable:
@@ -209,7 +216,8 @@ class _RouteTable:
             ), tuple(found)
 
         seen_by = namespaces.shared_with(resource)
-        return self._compiled.get(resource.ref, (resource, *targets), make, (seen_by, platform))
+        equal = (seen_by, platform, upstreams.day)
+        return self._compiled.get(resource.ref, (resource, *targets), make, equal)
 
 
 class _KeyTable:
@@ -261,6 +269,15 @@ class _KeyTable:
             for digest, key in caller.previous:
                 keys.setdefault(digest, key)
         return keys, findings
+
+
+def _check_selects(resources: Resources, routes: list[Route], findings: list[Finding]) -> None:
+    """Say which routes choose among models that nobody has."""
+    choosing = [it for it in routes if it.select is not None]
+    if choosing:
+        names = Names(it for it in routes if it.select is None)
+        for it in choosing:
+            check_select(resources.routes[it.namespace, it.name], names, findings)
 
 
 def _found(make: Callable[..., _T], *given: object) -> tuple[_T, tuple[Finding, ...]]:

@@ -8,6 +8,7 @@ exists.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from time import monotonic
 
 import structlog
@@ -153,7 +154,7 @@ class Leader:
 
     def _compile(self, resources: Resources) -> tuple[Compiled, dict[str, bytes]]:
         """Runs in a thread, one call at a time."""
-        compiled = self._compiler.compile(resources)
+        compiled = self._compiler.compile(resources, datetime.now(UTC).date())
         # Kept until they are judged: a rebuild that cannot be published is none.
         self._unjudged |= self._ledger.changes(resources, compiled)
         return compiled, self._encoder.encode(compiled.snapshot)

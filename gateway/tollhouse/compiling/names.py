@@ -155,6 +155,13 @@ class Names:
             if scope
         )
 
+    def choosable(self, namespace: str, pattern: str) -> bool:
+        """Whether a ``select`` finds something by this pattern: a name of its own that fits, or
+        for a whole name whatever it comes to."""
+        if not pattern.endswith("*"):
+            return self.resolve(namespace, pattern)
+        return any(scope.names(pattern[:-1]) for scope in self.seen(namespace) if scope)
+
 
 class _Scope:
     def __init__(self, named: "list[_Named]") -> None:
@@ -171,16 +178,24 @@ class _Scope:
             name.startswith(it[:-1]) if it.endswith("*") else name == it for it in self._families
         )
 
+    def names(self, stem: str) -> bool:
+        """Whether a name without ``*`` begins so."""
+        nearest = self._nearest(stem)
+        return nearest is not None and nearest.startswith(stem)
+
     def admitted(self, pattern: str) -> bool:
         stem = pattern.removesuffix("*")
-        at = bisect_left(self._exact, stem)
-        nearest = self._exact[at] if at < len(self._exact) else None
+        nearest = self._nearest(stem)
         if pattern == stem:
             fits = any(stem.startswith(prefix) and stem != prefix for prefix in self._prefixes)
             return nearest == stem or fits
         return (nearest is not None and nearest.startswith(stem)) or any(
             stem.startswith(prefix) or prefix.startswith(stem) for prefix in self._prefixes
         )
+
+    def _nearest(self, stem: str) -> str | None:
+        at = bisect_left(self._exact, stem)
+        return self._exact[at] if at < len(self._exact) else None
 
 
 def _scopes(route: Route) -> tuple[str | None, ...]:
