@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tollhouse.compile import (
     Compiled,
+    Compiler,
     Finding,
     Reason,
     compile_snapshot,
@@ -236,11 +237,25 @@ def test_ten_thousand_callers_compile_in_reasonable_time():
         inventory.apply(secret(f"k{number}", f"ns-{number % 200}", OPENAI_API_KEY=key))
     resources = inventory.resources()
     start = time.perf_counter()
-    result = compile_snapshot(resources)
-    print(f"10,000 ApiKeys and 1,000 ModelRoutes compile in {time.perf_counter() - start:.2f} s")
+    compiler = Compiler()
+    result = compiler.compile(resources)
+    whole = time.perf_counter() - start
     assert result.findings == ()
     assert result.snapshot.key_count() == 10_000
-    assert time.perf_counter() - start < 10
+    changes = []
+    for number in range(10):
+        inventory.apply(manifest("ApiKey", "k7", {"owner": f"team-new-{number}"}, "ns-7"))
+        resources = inventory.resources()
+        start = time.perf_counter()
+        compiler.compile(resources)
+        changes.append(time.perf_counter() - start)
+    once_more = sorted(changes)[len(changes) // 2]
+    print(
+        f"10,000 ApiKeys and 1,000 ModelRoutes compile in {whole:.2f} s, once more after one "
+        f"change in {once_more * 1000:.0f} ms"
+    )
+    assert whole < 10
+    assert once_more < whole / 2
 
 
 @pytest.mark.parametrize(
