@@ -239,9 +239,10 @@ class Statuses:
             await self._post(key, seen, answer, happened)
             return None
         except CallError as error:
-            if error.status in (404, _CONFLICT):
-                return None  # gone, or another object by now: it has a verdict of its own
-            if not error.transient:
+            if error.status == 404:
+                return None
+            # A conflict over the uid ends as soon as the watch shows the other object.
+            if not (error.transient or error.status == _CONFLICT):
                 _log.error("status refused", kind=kind, namespace=namespace, name=name,
                            error=str(error))  # fmt: skip
                 return None
