@@ -122,7 +122,7 @@ class TestTheDelay:
                     writer.write(raw.post(raw.chat("quick")))
                     assert (await raw.read_answer(reader)).status == 200
             assert await asyncio.to_thread(gateway.process.wait, 10) == 0
-            with pytest.raises(OSError):
+            with pytest.raises(ConnectionRefusedError):
                 async with raw.connection(gateway.port):
                     pass
 

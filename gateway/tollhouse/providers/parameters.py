@@ -1,4 +1,4 @@
-"""What a route says of parameters, laid over the fields of whichever request goes to its provider."""
+"""What a route says of parameters, laid over the fields of a request to its provider."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
