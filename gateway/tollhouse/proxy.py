@@ -59,7 +59,7 @@ class Proxy:
         self.table: Table | None = None
         self.draining = False
         self._held = Held(settings.max_inflight_bytes)
-        self._under_way: dict[asyncio.Task[object], Exchange] = {}
+        self._under_way: set[asyncio.Task[object]] = set()
         self._settings = settings
         self._upstream = upstream
         self._metrics = metrics
@@ -72,13 +72,14 @@ class Proxy:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a request is handled in a task of its own")
-        self._under_way[task] = exchange
+        self._under_way.add(task)
         self._metrics.in_flight.inc()
         try:
             return await self._answer(exchange)
         except RequestError as error:
             return exchange.refuse(error)
         except asyncio.CancelledError:
+            # What is not under way any more was cut short; its caller may have gone as well.
             if task in self._under_way or task.uncancel() > 0:
                 exchange.code = "cancelled"
                 raise
@@ -101,7 +102,7 @@ class Proxy:
                 )
             )
         finally:
-            self._under_way.pop(task, None)
+            self._under_way.discard(task)
             self._metrics.in_flight.dec()
             exchange.close()
             self._record(exchange)
@@ -109,8 +110,7 @@ class Proxy:
     def cut_short(self) -> None:
         """End every request under way, each with an error that says so where it still can be."""
         while self._under_way:
-            task, _ = self._under_way.popitem()
-            task.cancel()
+            self._under_way.pop().cancel()
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         path = exchange.request.path
