@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tollhouse.api import additions, answers
+from tollhouse.api import answers, cost
 from tollhouse.api.additions import Origin
 from tollhouse.snapshot import Pricing
 
@@ -55,9 +55,13 @@ def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> dict
 
 
 def whole(answer: dict[str, Any], origin: Origin = ORIGIN) -> dict[str, Any]:
-    body = json.dumps(answer).encode()
-    decoded: dict[str, Any] = json.loads(additions.whole(body, origin, answers.read_usage(body)))
+    decoded: dict[str, Any] = json.loads(made(json.dumps(answer).encode(), origin))
     return decoded
+
+
+def made(body: bytes, origin: Origin) -> bytes:
+    read = answers.Whole()
+    return read.made(origin, cost.of(read.read(body), origin.pricing))
 
 
 def streamed(
@@ -264,7 +268,7 @@ def test_an_event_of_several_lines_stays_one_event() -> None:
 )
 @pytest.mark.parametrize("origin", [ORIGIN, STRICT, QUIET], ids=["added", "strict", "excluded"])
 def test_what_is_no_completion_breaks_nothing(body: bytes, origin: Origin) -> None:
-    assert json.loads(additions.whole(body, origin, answers.read_usage(body))) is not None
+    assert json.loads(made(body, origin)) is not None
     watch = answers.StreamWatch(wants_usage=True, origin=lambda: origin)
     assert watch.see(b"data: " + body + b"\n\n").endswith(b"\n\n")
 

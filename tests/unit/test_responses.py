@@ -6,13 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from tollhouse.api import chat, responses
-from tollhouse.api.responses_answer import Frame, from_chat, from_native
+from tollhouse.api import chat, cost, responses
+from tollhouse.api.additions import Origin
+from tollhouse.api.responses_answer import Frame, encoded, from_chat, from_native
 from tollhouse.api.responses_chat import to_chat
 from tollhouse.api.responses_stream import NativeWatch, TranslatedWatch
 from tollhouse.errors import BrokenAnswer, RequestError, StatusError
 from tollhouse.providers.responses import native_request, translated_request
-from tollhouse.snapshot import Parameters, Provider
+from tollhouse.snapshot import Parameters, Pricing, Provider
 
 
 def parsed(**fields: Any) -> responses.ResponsesRequest:
@@ -271,14 +272,30 @@ def test_the_cap_is_clamped_under_the_providers_name_for_it(
     assert {name: value for name, value in shown.items() if "max" in name} == {field: sent}
 
 
+ORIGIN = Origin(
+    requested_model="m",
+    requested_provider=None,
+    used_model="x/m",
+    used_provider="p",
+    upstream_model="n",
+    pricing=Pricing(input="1", cached_input="0.5", output="10"),
+)
+STRICT = msgspec.structs.replace(ORIGIN, strict=True)
+
+
 def frame(**fields: Any) -> Frame:
     return Frame(parsed(**fields), name="x", created=1)
 
 
-def whole(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
-    body = {"choices": [{"message": message, "finish_reason": finish}], **more}
-    answer: dict[str, Any] = json.loads(from_chat(json.dumps(body).encode(), frame())[0])
+def made(body: dict[str, Any], origin: Origin = ORIGIN) -> dict[str, Any]:
+    """The response that a whole chat completion comes to."""
+    fields, usage = from_chat(json.dumps(body).encode(), frame(), excluded=origin.exclude_reasoning)
+    answer: dict[str, Any] = json.loads(encoded(fields, origin, cost.of(usage, origin.pricing)))
     return answer
+
+
+def whole(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
+    return made({"choices": [{"message": message, "finish_reason": finish}], **more})
 
 
 def test_a_chat_completion_as_a_response() -> None:
@@ -313,8 +330,7 @@ def test_what_is_no_chat_completion(body: bytes) -> None:
 def test_one_form_of_usage_for_one_price() -> None:
     _, native = from_native(
         b'{"model":"n","usage":{"input_tokens":5,"output_tokens":2,'
-        b'"input_tokens_details":{"cached_tokens":1}}}',
-        "m",
+        b'"input_tokens_details":{"cached_tokens":1}}}'
     )
     _, translated = from_chat(
         b'{"choices":[{"message":{}}],"usage":{"prompt_tokens":5,"completion_tokens":2,'
@@ -333,7 +349,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def events(*given: bytes) -> list[dict[str, Any]]:
-    watch = TranslatedWatch(frame())
+    watch = TranslatedWatch(frame(), ORIGIN)
     sent = b"".join(watch.see(event) for event in given)
     return [
         json.loads(line[6:]) for line in sent.decode().splitlines() if line.startswith("data: ")
@@ -343,7 +359,7 @@ def events(*given: bytes) -> list[dict[str, Any]]:
 def test_log_probabilities_come_with_the_words() -> None:
     token = {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}
     body = {"choices": [{"message": {"content": "a"}, "logprobs": {"content": [token]}}]}
-    answer = json.loads(from_chat(json.dumps(body).encode(), frame())[0])
+    answer = made(body)
     piece = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}
     seen = events(b"data: " + json.dumps(piece).encode() + b"\n\n", FINISH % b"stop", DONE)
     (text,) = [event for event in seen if event["type"] == "response.output_text.delta"]
@@ -353,7 +369,7 @@ def test_log_probabilities_come_with_the_words() -> None:
 
 
 def test_each_event_has_its_name() -> None:
-    sent = TranslatedWatch(frame()).see(delta(content="a"))
+    sent = TranslatedWatch(frame(), ORIGIN).see(delta(content="a"))
     for event in sent.split(b"\n\n")[:-1]:
         name, data = event.split(b"\n")
         assert name == b"event: " + json.loads(data[6:])["type"].encode()
@@ -420,7 +436,7 @@ def test_a_refusal_streams_as_such() -> None:
 
 
 def test_a_stream_begins_with_its_first_content() -> None:
-    watch = TranslatedWatch(frame())
+    watch = TranslatedWatch(frame(), ORIGIN)
     assert b"response.created" in watch.see(delta(role="assistant", content=""))
     assert not bool(watch.begun)
     words = watch.see(delta(content="a"))
@@ -430,7 +446,7 @@ def test_a_stream_begins_with_its_first_content() -> None:
 
 
 def test_broken_chunks_are_not_passed_over() -> None:
-    watch = TranslatedWatch(frame())
+    watch = TranslatedWatch(frame(), ORIGIN)
     with pytest.raises(BrokenAnswer):
         watch.see(b"data: {\n\n")
     with pytest.raises(StatusError) as caught:
@@ -439,7 +455,7 @@ def test_broken_chunks_are_not_passed_over() -> None:
 
 
 def test_native_events_that_hold_no_response_keep_their_bytes() -> None:
-    watch = NativeWatch("m")
+    watch = NativeWatch(ORIGIN)
     event = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta" }\n\n'
     assert watch.see(event) == event and watch.begun
     done = watch.see(b'data: {"type":"response.completed","response":{"model":"n","z":1}}\n\n')
@@ -458,5 +474,5 @@ def test_native_events_that_hold_no_response_keep_their_bytes() -> None:
 )
 def test_a_native_failure_is_one(event: bytes, status: int) -> None:
     with pytest.raises(StatusError) as caught:
-        NativeWatch("m").see(b"data: " + event + b"\n\n")
+        NativeWatch(ORIGIN).see(b"data: " + event + b"\n\n")
     assert caught.value.status == status
