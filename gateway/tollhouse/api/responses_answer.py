@@ -135,6 +135,7 @@ class Frame:
 
     def __init__(self, request: ResponsesRequest, *, name: str, created: int) -> None:
         self.name = name
+        self.request = request
         asked = request.fields
         self._fields: dict[str, Any] = {
             "id": f"resp_{name}",

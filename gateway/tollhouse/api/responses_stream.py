@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import additions, cost, envelope, shape, sse
+from tollhouse.api import additions, cost, envelope, estimate, shape, sse
 from tollhouse.api.additions import Origin
 from tollhouse.api.answers import status_of
+from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.responses_answer import (
     ChatUsage,
     Frame,
@@ -50,6 +51,7 @@ class _Event(msgspec.Struct):
     type: str = ""
     sequence_number: int | None = None
     response: dict[str, msgspec.Raw] | None = None
+    delta: Any = None
     error: Any = None
     code: str | None = None
     message: str | None = None
@@ -85,7 +87,8 @@ class TranslatedWatch:
         self.begun = False
         self.finished = False
         self.done = False
-        self.usage: Usage | None = None
+        self._counted: Usage | None = None
+        self._characters = 0
         self._frame = frame
         self._origin = origin
         self._underlying = _NULL
@@ -97,6 +100,12 @@ class TranslatedWatch:
         self._calls: dict[int, _Item] = {}
         self._output: dict[int, dict[str, Any]] = {}
         self._items = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        if self._counted is None and self._characters:
+            return _estimated(self._frame.request, self._characters)
+        return self._counted
 
     def fresh(self) -> "TranslatedWatch":
         return TranslatedWatch(self._frame, self._origin)
@@ -118,7 +127,7 @@ class TranslatedWatch:
             self._underlying = chunk.model
         events = [] if self._started else self._start()
         if chunk.usage != _NULL:
-            self._shown_usage, self.usage = read_chat_usage(chunk.usage)
+            self._shown_usage, self._counted = read_chat_usage(chunk.usage)
         for choice in chunk.choices or ():
             if choice.index != 0:
                 continue
@@ -142,7 +151,7 @@ class TranslatedWatch:
         response = additions.response(
             {**response, "model": self._underlying},
             self._origin,
-            cost.of(self.usage, self._origin.pricing),
+            cost.of(self._counted, self._origin.pricing),
         )
         events.append(self._event(f"response.{status}", response=response))
         return b"".join(events)
@@ -185,6 +194,7 @@ class TranslatedWatch:
     def _grow_words(self, kind: str, piece: str, logprobs: list[dict[str, Any]]) -> list[bytes]:
         item, events = self._open_words(kind)
         item.pieces.append(piece)
+        self._characters += len(piece)
         place = self._place(item)
         if kind == "reasoning":
             event = self._event("response.reasoning_summary_text.delta", **place, delta=piece)
@@ -275,6 +285,7 @@ class TranslatedWatch:
             events.append(self._added(call, shown))
         if function is not None and function.arguments:
             call.pieces.append(function.arguments)
+            self._characters += len(function.arguments)
             events.append(
                 self._event(
                     "response.function_call_arguments.delta",
@@ -360,17 +371,25 @@ class NativeWatch:
     who answered.
     """
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: Origin, request: ResponsesRequest) -> None:
         self.begun = False
         self.finished = False
         self.done = False
-        self.usage: Usage | None = None
+        self._counted: Usage | None = None
+        self._characters = 0
         self._origin = origin
+        self._request = request
         self._number = 0
         self._failed = b""
 
+    @property
+    def usage(self) -> Usage | None:
+        if self._counted is None and self._characters:
+            return _estimated(self._request, self._characters)
+        return self._counted
+
     def fresh(self) -> "NativeWatch":
-        return NativeWatch(self._origin)
+        return NativeWatch(self._origin, self._request)
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -388,10 +407,11 @@ class NativeWatch:
             self._number = seen.sequence_number + 1
         if seen.response is None:
             self.begun = self.begun or kind.endswith((".delta", ".done"))
+            self._characters += estimate.characters(seen.delta)
             return self._made(event, kind, data) if self._origin.strict else event
         usage = read_native_usage(seen.response.get("usage"))
         if usage is not None:
-            self.usage = usage
+            self._counted = usage
         shown: dict[str, Any] = {**seen.response}
         if kind in _OVER:
             price = cost.of(usage, self._origin.pricing)
@@ -427,6 +447,12 @@ class NativeWatch:
         )
         # What came as several lines goes on as several.
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), made.replace(b"\n", b"\ndata: "))
+
+
+def _estimated(request: ResponsesRequest, written: int) -> Usage:
+    """Where a stream is cut off before the provider has counted."""
+    given = msgspec.json.decode(request.input) if request.input is not None else None
+    return estimate.usage([request.instructions, given], written)
 
 
 def named_event(kind: str, payload: object) -> bytes:

@@ -145,16 +145,14 @@ _CONTENT = ByType(
     {
         "output_text": _fields("type text", annotations=_ANNOTATION, logprobs=_LOGPROB),
         "refusal": _fields("type refusal"),
-        "summary_text": _fields("type text"),
-        "reasoning_text": _fields("type text"),
     }
 )
+_TEXT = _fields("type text")
+_ANY_CONTENT = ByType({**_CONTENT, "reasoning_text": _TEXT})
 ITEM = ByType(
     {
         "message": _fields("type id role status phase", content=_CONTENT),
-        "reasoning": _fields(
-            "type id status encrypted_content", summary=_CONTENT, content=_CONTENT
-        ),
+        "reasoning": _fields("type id status encrypted_content", summary=_TEXT, content=_TEXT),
         "function_call": _fields("type id call_id name arguments status namespace async caller"),
         "custom_tool_call": _fields("type id call_id name input namespace async caller"),
         "web_search_call": _fields("type id status action"),
@@ -211,7 +209,7 @@ RESPONSE_EVENTS = ByType(
             for step in ("added", "done")
         },
         **{
-            f"response.content_part.{step}": _fields(_PIECE, part=_CONTENT)
+            f"response.content_part.{step}": _fields(_PIECE, part=_ANY_CONTENT)
             for step in ("added", "done")
         },
         "response.output_text.delta": _fields(f"{_PIECE} delta", logprobs=_PIECE_LOGPROB),
@@ -223,8 +221,8 @@ RESPONSE_EVENTS = ByType(
         "response.refusal.done": _fields(f"{_PIECE} refusal"),
         "response.reasoning_text.delta": _fields(f"{_PIECE} delta"),
         "response.reasoning_text.done": _fields(f"{_PIECE} text"),
-        "response.reasoning_summary_part.added": _fields(_SUMMARY, part=_CONTENT),
-        "response.reasoning_summary_part.done": _fields(f"{_SUMMARY} status", part=_CONTENT),
+        "response.reasoning_summary_part.added": _fields(_SUMMARY, part=_TEXT),
+        "response.reasoning_summary_part.done": _fields(f"{_SUMMARY} status", part=_TEXT),
         "response.reasoning_summary_text.delta": _fields(f"{_SUMMARY} delta"),
         "response.reasoning_summary_text.done": _fields(f"{_SUMMARY} text"),
         **{

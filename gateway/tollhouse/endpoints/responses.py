@@ -109,7 +109,7 @@ class _Way:
 
     def fresh(self) -> NativeWatch | TranslatedWatch:
         self._watch = (
-            NativeWatch(self.origin())
+            NativeWatch(self.origin(), self._request)
             if self._native
             else TranslatedWatch(self._make_frame(), self.origin())
         )
