@@ -16,6 +16,7 @@ from tollhouse.compile import Compiled, compile_snapshot
 from tollhouse.errors import ClusterError
 from tollhouse.resources import Ref, Resources
 from tollhouse.snapshot import shards
+from tollhouse_operator.announce import Announcements
 from tollhouse_operator.cluster import Cluster, backoff
 from tollhouse_operator.fleet import Census, Fleet
 from tollhouse_operator.judgement import Judgement
@@ -55,8 +56,16 @@ class Leader:
         self._resolved = resolved
         self._pulse = Pulse(quiet=_QUIET_SECONDS, most=_MOST_SECONDS)
         self._publisher = Publisher(SecretSlots(cluster, *settings.snapshot))
-        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
         self._fleet = Fleet(cluster, settings.service, self._fleet_changed)
+        self._announcements = Announcements(self._pulse.beat, self._census)
+        self._keys = Keys(
+            cluster,
+            store,
+            settings.base_url,
+            self._key_settled,
+            announcements=self._announcements,
+            identity=settings.lease.identity,
+        )
         self._statuses = Statuses(cluster, store, settings.lease.identity)
         self._judgement = Judgement(
             store,
@@ -119,7 +128,7 @@ class Leader:
 
     async def _rebuild(self, limit: float | None) -> None:
         began = monotonic()
-        resources = await self._resolved(limit)
+        resources, coming = self._announcements.joined(await self._resolved(limit))
         compiled, pieces = await asyncio.to_thread(_compile, resources)
         try:
             published = await self._publisher.publish(pieces)
@@ -129,6 +138,7 @@ class Leader:
             self._judgement.rebuilt(resources, compiled, None, str(error))
             return
         number = self._fleet.published(published.digest)
+        self._announcements.published(number, coming)
         self._judgement.rebuilt(resources, compiled, number, None)
         seconds = monotonic() - began
         self._metrics.rebuilds.inc()
@@ -148,6 +158,7 @@ class Leader:
         return self._fleet.census() if self._fleet.listed else None
 
     def _fleet_changed(self) -> None:
+        self._announcements.fleet_changed()
         self._judgement.fleet_changed()
 
     def _key_settled(self, api_key: Ref) -> None:
