@@ -1,4 +1,4 @@
-"""The command line: serve, check, crds, openapi."""
+"""The command line: serve, check, explain, import, crds, openapi."""
 
 import asyncio
 import os
@@ -193,6 +193,71 @@ def check(
     else:
         checking.render(report, Console())
     raise typer.Exit(report.exit_code)
+
+
+@cli.command()
+def explain(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder of resources.")
+    ] = None,
+    in_cluster: Annotated[
+        bool, typer.Option("--cluster", help="Instead of a folder: what kubectl can see.")
+    ] = False,
+    context: Annotated[
+        str | None, typer.Option(help="The kubeconfig's context; implies --cluster.")
+    ] = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option("-n", "--namespace", help="Look at this namespace only; may be repeated."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAMESPACE/NAME", help="Whose request: an ApiKey.")
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Or the variable that holds its key.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="What it asks for.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The chat completion's body, as JSON.")] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="text or json.")] = "text",
+) -> None:
+    """Say which key, route, targets, limits and budgets a request would meet, and why. Exit status
+    1 when it would be refused."""
+    from rich.console import Console
+
+    from tollhouse import explain as explaining
+    from tollhouse.kubectl import Kubectl
+    from tollhouse.snapshot import Credential
+
+    if (directory is None) == (context is None and not in_cluster):
+        raise _fail("give either a folder, or --cluster or --context")
+    if (key is None) == (key_env is None):
+        raise _fail("say whose request it is: --key NAMESPACE/NAME, or --key-env VAR")
+    presented = Credential(os.environ.get(key_env, "").strip()) if key_env is not None else None
+    if presented is not None and not presented.value:
+        raise _fail(f"the variable {key_env} is empty")
+    try:
+        if directory is not None:
+            view = explaining.of_folder(directory, os.environ)
+        else:
+            view = explaining.of_cluster(
+                Kubectl(context, namespace or ()), keys=presented is not None
+            )
+        found = explaining.explain(
+            view,
+            api_key=key,
+            presented=presented,
+            model=model,
+            body=file.read_bytes() if file is not None else None,
+        )
+    except OSError as error:
+        raise _fail(f"{error.filename} cannot be read: {error.strerror}") from None
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if output == "json":
+        typer.echo(found.to_json())
+    else:
+        explaining.render(found, Console())
+    raise typer.Exit(found.exit_code)
 
 
 @cli.command()

@@ -151,6 +151,27 @@ class Table:
             return self.resolve(caller, model).route
         return found[0]
 
+    def candidates(
+        self, caller: Key, asked: Route, needs: Needs = NOTHING
+    ) -> list[tuple[str, Route, str | None]]:
+        """Each (model, route, why it is passed over or None) that a ``select`` route looks at.
+
+        For people who ask why; ``resolve`` chooses among the same without words.
+        """
+        if asked.select is None:
+            return []
+        found: list[tuple[str, Route, str | None]] = []
+        for route, model, matched in _candidates(self._view(caller.namespace), asked.select.models):
+            concrete, why = self._concrete(route, model, matched), None
+            if not allows(caller, model, route):
+                why = "not in the key's allowedModels"
+            elif lacks := _lacks(concrete, needs):
+                why = f"the request needs what it lacks: {', '.join(lacks)}"
+            elif not concrete.targets:
+                why = "it has no target that can be called"
+            found.append((model, concrete, why))
+        return found
+
     def _concrete(self, route: Route, model: str, matched: str | None) -> Route:
         """A wildcard route as one for this very model: with its prices and capabilities."""
         if matched is None:

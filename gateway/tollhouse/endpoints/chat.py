@@ -17,12 +17,12 @@ from tollhouse.upstream import Trail
 
 async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     request = chat.parse(await exchange.read_json(context.settings))
-    resolution = context.resolve(request.model, _needs(request))
+    resolution = context.resolve(request.model, needs_of(request))
     route, trail = resolution.route, exchange.trail
     reasoning = reasons.asked(request, resolution.effort)
     reasons.check(reasoning, route)
     if request.web_search:
-        _check_web_search(request, resolution)
+        check_web_search(request, resolution)
     strict = route.strict or _asks_strictly(exchange)
     excluded = reasoning is not None and reasoning.exclude
 
@@ -83,7 +83,7 @@ def _origin(resolution: Resolution, trail: Trail, *, strict: bool, excluded: boo
     )
 
 
-def _check_web_search(request: ChatRequest, resolution: Resolution) -> None:
+def check_web_search(request: ChatRequest, resolution: Resolution) -> None:
     """Raise RequestError unless the route says that its targets search the web."""
     if resolution.route.capabilities.web_search is not True:
         param = (
@@ -99,7 +99,7 @@ def _check_web_search(request: ChatRequest, resolution: Resolution) -> None:
         )
 
 
-def _needs(request: ChatRequest) -> Needs:
+def needs_of(request: ChatRequest) -> Needs:
     """What the request asks of a model. About four bytes of text are a token; how many an image
     in the text of the request makes, its size does not tell."""
     size = len(bytes(request.fields["messages"])) if not request.has_images else 0
