@@ -260,6 +260,53 @@ def explain(
     raise typer.Exit(found.exit_code)
 
 
+importing = typer.Typer(no_args_is_help=True, help="Turn another gateway's configuration around.")
+cli.add_typer(importing, name="import")
+
+
+@importing.callback()
+def _importing() -> None:
+    """Write custom resources from another gateway's configuration."""
+
+
+@importing.command()
+def litellm(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="LiteLLM's config.yaml.")],
+    namespace: Annotated[str, typer.Option("-n", "--namespace")] = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the files. [default: print them]")
+    ] = None,
+    with_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--with-secrets",
+            help="Put keys that the file holds into secrets.yaml, which only you can read.",
+        ),
+    ] = False,
+) -> None:
+    """Custom resources from LiteLLM's config.yaml, and what has no equivalent (on stderr)."""
+    from tollhouse import importing as imports
+    from tollhouse.importing.litellm import litellm as read
+
+    if with_secrets and out is None:
+        raise _fail("--with-secrets writes a file: give a folder with --out")
+    try:
+        found = read(config.read_text(encoding="utf-8"), namespace)
+        if out is not None:
+            for path in imports.write(found, out, with_secrets=with_secrets):
+                typer.echo(path)
+    except OSError as error:
+        raise _fail(f"{config} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _fail(f"{config} is not UTF-8 text") from None
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if out is None:
+        typer.echo(found.to_yaml(), nl=False)
+    for remark in found.remarks:
+        typer.echo(remark, err=True)
+
+
 @cli.command()
 def crds(
     directory: Annotated[
