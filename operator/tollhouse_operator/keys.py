@@ -1,11 +1,10 @@
-"""ApiKeys to Secrets: make a key where there is none, adopt one that is there, replace an old one.
+"""ApiKeys to Secrets: make a key where there is none, adopt the one that is there.
 
 Each ApiKey has a Secret in its own namespace with ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``. One
 that we make belongs to its ApiKey and goes with it. One that a user brought keeps its key and its
 owner: it only gets our label, by which it is then followed. Values never reach a log or a message.
 
-A key that is replaced works on for its overlap, whoever brought it: ``rotation`` says when and how,
-and ``announce`` that gateways know the new one before its Secret does.
+Keys are replaced elsewhere, in ``rotating``; here it is noted since when there is one.
 """
 
 import asyncio
@@ -18,22 +17,9 @@ from typing import Any
 import structlog
 
 from tollhouse.auth import checksum_holds, new_key
-from tollhouse.compile import age
-from tollhouse.resources import (
-    GROUP,
-    VERSION,
-    ApiKey,
-    Ref,
-    ResourceError,
-    Resources,
-    SecretObject,
-    parse,
-)
-from tollhouse.snapshot import key_digest
-from tollhouse_operator import events, rotation
-from tollhouse_operator.announce import Announcements
+from tollhouse.resources import GROUP, VERSION, ApiKey, Ref
+from tollhouse_operator import rotation
 from tollhouse_operator.cluster import CallError, Cluster, backoff, path
-from tollhouse_operator.events import Note
 from tollhouse_operator.pulse import Pulse
 from tollhouse_operator.store import BY_LABEL, Store
 
@@ -56,7 +42,6 @@ _REFUSED_TRIES = 8
 RETRY_SECONDS = 30.0
 """After an answer that seemed final, the same ApiKey is tried again this much later."""
 _CONFLICT = 409
-_TURN_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +59,6 @@ class _GivenUp:
     trouble: Trouble
     generation: int
     until: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Appointment:
-    """When to look at a key again, in seconds since the epoch, while these two are the same."""
-
-    api_key: ApiKey
-    secret: SecretObject
-    at: float
 
 
 def secret_of(api_key: ApiKey) -> Ref:
@@ -158,10 +134,9 @@ def change_to(
 
 
 class Keys:
-    """Gives every ApiKey its Secret, and a new key when that is due. The store learns of each
-    Secret from the write's own answer, so a new key is published without waiting for a watch.
-    ``settled`` is called with each ApiKey that is no longer worked on, ``clock`` gives seconds
-    since the epoch, and ``identity`` signs events."""
+    """Gives every ApiKey its Secret. The store learns of each Secret from the write's own answer,
+    so a new key is published without waiting for a watch. ``settled`` is called with each ApiKey
+    that is no longer worked on, and ``clock`` gives seconds since the epoch."""
 
     def __init__(
         self,
@@ -170,18 +145,13 @@ class Keys:
         base_url: str,
         settled: Callable[[Ref], None],
         *,
-        announcements: Announcements,
-        identity: str,
         clock: Callable[[], float] = time,
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._base_url = base_url
         self._settled = settled
-        self._announcements = announcements
-        self._identity = identity
         self._clock = clock
-        self._agenda: dict[Ref, _Appointment] = {}
         self._working: dict[Ref, asyncio.Task[None]] = {}
         self._given_up: dict[Ref, _GivenUp] = {}
         self._calls = asyncio.Semaphore(_PARALLEL)
@@ -213,8 +183,6 @@ class Keys:
                 await asyncio.wait(list(self._working.values()))
             self._passed.set()
             while True:
-                # A new key is published before it is written, so not before the first snapshot.
-                self._start_turns(group)
                 await self._due.next(None)
                 self._start(group)
 
@@ -222,114 +190,11 @@ class Keys:
         resources = self._store.resources()
         for ref in self._given_up.keys() - resources.api_keys.keys():
             del self._given_up[ref]
-        for ref in self._agenda.keys() - resources.api_keys.keys():
-            del self._agenda[ref]
         for ref, api_key in resources.api_keys.items():
             if not self._lacks(api_key):
                 self._given_up.pop(ref, None)
             elif ref not in self._working and not self._still_given_up(ref):
                 self._working[ref] = group.create_task(self._ensure(api_key))
-
-    def _start_turns(self, group: asyncio.TaskGroup) -> None:
-        """A task for each key about which something is due."""
-        resources, now = self._store.resources(), self._clock()
-        holders: dict[Ref, ApiKey] | None = None
-        for ref, api_key in resources.api_keys.items():
-            secret = resources.secrets.get(secret_of(api_key))
-            if secret is None or ref in self._working or ref in self._given_up:
-                continue
-            if self._appointment(ref, api_key, secret).at > now or self._lacks(api_key):
-                continue
-            holders = _holders(resources) if holders is None else holders
-            if holders[secret_of(api_key)] is api_key:
-                self._working[ref] = group.create_task(self._turn(api_key, secret))
-            else:
-                self._agenda[ref] = _Appointment(api_key, secret, now + RETRY_SECONDS)
-
-    def _appointment(self, ref: Ref, api_key: ApiKey, secret: SecretObject) -> "_Appointment":
-        """When to look at this key again, worked out anew only when something about it changed."""
-        known = self._agenda.get(ref)
-        if known is None or known.api_key is not api_key or known.secret is not secret:
-            state = rotation.state_of(secret)
-            at = rotation.due(api_key, state) if state is not None else rotation.NEVER
-            known = self._agenda[ref] = _Appointment(api_key, secret, at)
-        return known
-
-    async def _turn(self, api_key: ApiKey, secret: SecretObject) -> None:
-        """One key's rotation, or notes about it: done, or put off."""
-        ref = _ref(api_key)
-        put_off = _Appointment(api_key, secret, self._clock() + RETRY_SECONDS)
-        try:
-            for attempt in range(_TURN_TRIES):
-                try:
-                    if not await self._rotate(api_key):
-                        self._agenda[ref] = put_off
-                    return
-                except CallError as error:
-                    failure = error
-                    if not (error.transient or error.status == _CONFLICT):
-                        break
-                    await asyncio.sleep(error.retry_after or backoff(attempt))
-            _log.error("key not rotated", apikey="/".join(ref), error=str(failure))
-            self._agenda[ref] = put_off
-            text = f"Secret {secret.namespace}/{secret.name} cannot be changed: {failure.reason}"
-            await self._post(api_key, Note("Warning", "RotationFailed", text))
-        finally:
-            del self._working[ref]
-            self._settled(ref)
-
-    async def _rotate(self, api_key: ApiKey) -> bool:
-        """Does what is due by what the API server has at this moment; False where nothing is.
-
-        The Secret is read first and written at that version: what another replica did in between,
-        or a watch has not shown yet, is a conflict and never a second rotation.
-        """
-        namespace, name = secret_of(api_key)
-        where = path("Secret", namespace, name)
-        async with self._calls:
-            found = await self._cluster.get(where)
-            asking = await self._cluster.get(path("ApiKey", *_ref(api_key)))
-        if found is None or asking is None or asking["metadata"]["uid"] != api_key.metadata.uid:
-            return False
-        try:
-            current = parse(asking)
-        except ResourceError:
-            return False
-        state, now = rotation.state_of_manifest(found), self._clock()
-        if not isinstance(current, ApiKey) or secret_of(current) != (namespace, name):
-            return False
-        if state is None or rotation.due(current, state) > now:
-            return False
-        if not rotation.rotates(current, state, now):
-            await self._write(where, rotation.change(current, found, state, None, now))
-            return True
-        key = new_key()
-        try:
-            await self._announcements.until_live((namespace, name), key_digest(key))
-            now = self._clock()
-            await self._write(where, rotation.change(current, found, state, key, now))
-        finally:
-            self._announcements.done((namespace, name))
-        _log.info("key rotated", apikey="/".join(_ref(api_key)), secret=name)
-        overlap = rotation.overlap_of(current)
-        until = f"works until {rotation.instant(now + overlap)}" if overlap else "has ended"
-        text = f"Secret {namespace}/{name} has a new key; the one before {until}"
-        await self._post(api_key, Note("Normal", "Rotated", text))
-        return True
-
-    async def _write(self, where: str, change: Mapping[str, Any]) -> None:
-        async with self._calls:
-            answer = await self._cluster.patch(where, change)
-        self._store.observe("Secret", answer, BY_LABEL)
-
-    async def _post(self, api_key: ApiKey, note: Note) -> None:
-        namespace, name = _ref(api_key)
-        about = {
-            "apiVersion": f"{GROUP}/{VERSION}",
-            "kind": api_key.kind,
-            "metadata": {"namespace": namespace, "name": name, "uid": api_key.metadata.uid},
-        }
-        await events.post(self._cluster, self._identity, about, note, "Rotate")
 
     def _lacks(self, api_key: ApiKey) -> bool:
         """Whether no Secret with a key is followed on behalf of this ApiKey."""
@@ -401,15 +266,6 @@ class Keys:
                 found = await self._cluster.patch(where, change)
                 _log.info("key adopted", apikey="/".join(_ref(api_key)), secret=name)
         self._store.observe("Secret", found, BY_LABEL)
-
-
-def _holders(resources: Resources) -> dict[Ref, ApiKey]:
-    """By Secret, the ApiKey whose key it holds: of several the oldest, as in ``compile``. Were each
-    of them to rotate it, they would answer each other's for ever."""
-    found: dict[Ref, ApiKey] = {}
-    for api_key in sorted(resources.api_keys.values(), key=age):
-        found.setdefault(secret_of(api_key), api_key)
-    return found
 
 
 def _ref(api_key: ApiKey) -> Ref:

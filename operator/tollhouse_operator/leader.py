@@ -24,6 +24,7 @@ from tollhouse_operator.keys import Keys
 from tollhouse_operator.ops import Metrics
 from tollhouse_operator.publish import Publisher, SecretSlots, TooLarge
 from tollhouse_operator.pulse import Pulse
+from tollhouse_operator.rotating import Rotations
 from tollhouse_operator.settings import Settings
 from tollhouse_operator.status import Statuses
 from tollhouse_operator.store import Key, Store
@@ -58,13 +59,9 @@ class Leader:
         self._publisher = Publisher(SecretSlots(cluster, *settings.snapshot))
         self._fleet = Fleet(cluster, settings.service, self._fleet_changed)
         self._announcements = Announcements(self._pulse.beat, self._census)
-        self._keys = Keys(
-            cluster,
-            store,
-            settings.base_url,
-            self._key_settled,
-            announcements=self._announcements,
-            identity=settings.lease.identity,
+        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
+        self._rotations = Rotations(
+            cluster, store, self._announcements, identity=settings.lease.identity
         )
         self._statuses = Statuses(cluster, store, settings.lease.identity)
         self._judgement = Judgement(
@@ -80,6 +77,7 @@ class Leader:
         self._pulse.beat()
         if key[0] in ("ApiKey", "Secret"):
             self._keys.look()
+            self._rotations.changed(key)
 
     def touched(self, key: Key) -> None:
         """There is a new version of a custom resource."""
@@ -92,7 +90,13 @@ class Leader:
             group.create_task(self._fleet.run())
             group.create_task(self._statuses.run())
             group.create_task(self._judgement.run())
+            group.create_task(self._rotate())
             group.create_task(self._rebuild_forever())
+
+    async def _rotate(self) -> None:
+        """Once every ApiKey has its Secret: a new key is published before it is written."""
+        await self._keys.until_passed()
+        await self._rotations.run()
 
     async def _rebuild_forever(self) -> None:
         await self._keys.until_passed()
@@ -118,6 +122,7 @@ class Leader:
                 # Under a flood of changes, half of the time belongs to everything else.
                 await asyncio.sleep(max(0.0, rest_until - monotonic()))
                 self._keys.look()
+                self._rotations.tick()
                 self._judgement.tick()
             except ClusterError as error:
                 failures += 1

@@ -265,6 +265,18 @@ class TestOneOperator:
         place.annotate_secret("pruned", PREVIOUS, [ended])
         o.eventually(lambda: place.annotation("pruned", PREVIOUS) is None, 15)
 
+    def test_a_deleted_secret_is_a_new_key_and_the_end_of_the_old_one(
+        self, place: Place, operator: o.Operator
+    ) -> None:
+        place.apply(g.manifest("ApiKey", "leaked", {}))
+        before = place.key("leaked")
+        o.eventually(lambda: _statuses(place, before) == {200}, 10)
+        place.cluster.kubectl("delete", "secret", "leaked", "-n", place.namespace)
+        o.eventually(lambda: _statuses(place, before) == {401}, 5)
+        after = place.key("leaked")
+        assert after != before
+        o.eventually(lambda: _statuses(place, after) == {200}, 5)
+
     def test_an_adopted_key_is_replaced_in_its_secret_when_asked_and_only_then(
         self, place: Place, operator: o.Operator
     ) -> None:
