@@ -16,12 +16,21 @@ from tollhouse import auth, failures
 from tollhouse.api import chat
 from tollhouse.api import reasoning as reasons
 from tollhouse.compile import KEY_NAME, Compiled, Finding, compile_snapshot
-from tollhouse.endpoints.chat import check_web_search, needs_of
+from tollhouse.endpoints.chat import needs_of, searching
 from tollhouse.errors import ConfigError, NoTarget, RequestError
 from tollhouse.explain.bounds import Bound, bounds
 from tollhouse.explain.view import View, of_cluster, of_folder, secret_of
 from tollhouse.resources import ModelRoute, Ref, Resource, Resources
-from tollhouse.routing import EFFORTS, NOTHING, Needs, Resolution, Table, allows, upstream_model
+from tollhouse.routing import (
+    EFFORTS,
+    NOTHING,
+    Needs,
+    Resolution,
+    Table,
+    allows,
+    lacks,
+    upstream_model,
+)
 from tollhouse.snapshot import Credential, Key, Route
 
 __all__ = [
@@ -148,7 +157,7 @@ def explain(
         if request is not None:
             reasons.check(reasons.asked(request, resolution.effort), resolution.route)
             if request.web_search:
-                check_web_search(request, resolution)
+                resolution = searching(request, resolution)
     except RequestError as error:
         return replace(found, refusal=_refusal(error))
     return _resolved(found, resources, compiled, caller, resolution)
@@ -317,11 +326,18 @@ def _with_candidates(
         return found
     if route.select is None:
         return found
-    passed = tuple(
-        PassedOver(f"{model} (ModelRoute {candidate.id})", why)
-        for model, candidate, why in table.candidates(caller, route, needs)
-        if why is not None
-    )
+    passed: list[PassedOver] = []
+    for model, candidate in table.candidates(caller, route.select):
+        missing = lacks(candidate, needs)
+        if not allows(caller, model, candidate):
+            why = "it is not in the key's allowedModels"
+        elif missing:
+            why = f"the request needs what it lacks: {', '.join(missing)}"
+        elif not candidate.targets:
+            why = "it has no target that can be called"
+        else:
+            continue
+        passed.append(PassedOver(f"{model} (ModelRoute {candidate.id})", why))
     notes = {
         "Latency": "which is tried first depends on first-byte times that only a gateway knows",
         "Weight": "which is tried first is drawn by weight for each request",
@@ -329,7 +345,7 @@ def _with_candidates(
     note = notes.get(route.select.by)
     return replace(
         found,
-        passed_over=found.passed_over + passed,
+        passed_over=(*found.passed_over, *passed),
         notes=(*found.notes, f"ModelRoute {route.id} chooses by {route.select.by}")
         + ((note,) if note else ()),
     )
