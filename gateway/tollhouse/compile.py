@@ -39,6 +39,7 @@ __all__ = [
     "Condition",
     "Finding",
     "Reason",
+    "age",
     "compile_snapshot",
     "conditions",
     "oversized",
@@ -113,7 +114,7 @@ def _upstreams(resources: Resources, day: date, findings: list[Finding]) -> Upst
 def _routes(resources: Resources, upstreams: Upstreams, findings: list[Finding]) -> list[Route]:
     """The routes in force, by namespace and name. The older of two that claim one name wins."""
     namespaces, claims = Namespaces(resources), Claims()
-    for resource in sorted(_living(resources.routes), key=_age):
+    for resource in sorted(_living(resources.routes), key=age):
         found: list[Finding] = []
         route = compile_route(resource, upstreams, namespaces, found)
         conflict = claims.claim(route) if route is not None else None
@@ -142,7 +143,7 @@ def _keys(resources: Resources, names: Names, findings: list[Finding]) -> dict[s
     always goes before one that was rotated away."""
     keys: dict[str, Key] = {}
     callers: list[Caller] = []
-    for resource in sorted(_living(resources.api_keys), key=_age):
+    for resource in sorted(_living(resources.api_keys), key=age):
         found: list[Finding] = []
         caller = compile_caller(resource, resources, names, found)
         if caller.current in keys:
@@ -168,7 +169,7 @@ def _living(table: Mapping[Ref, _R]) -> list[_R]:
     return [table[ref] for ref in sorted(table) if not table[ref].metadata.deletion_timestamp]
 
 
-def _age(resource: Resource) -> tuple[float, Ref]:
+def age(resource: Resource) -> tuple[float, Ref]:
     """Sorts the oldest first; what was never in a cluster has no age, and goes by its name."""
     created = resource.metadata.creation_timestamp
     return (created.timestamp() if created else float("inf"), resource.ref)
