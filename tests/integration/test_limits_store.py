@@ -348,7 +348,9 @@ class TestUrls:
         with redis.running(tmp_path, "--cluster-enabled", "yes") as node:
             admin = connect(node.url, {})
             await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            while (await admin.execute_command("CLUSTER INFO"))["cluster_state"] != "ok":
+            for _ in range(200):
+                if (await admin.execute_command("CLUSTER INFO"))["cluster_state"] == "ok":
+                    break
                 await asyncio.sleep(0.05)
             await admin.aclose()
             url = f"redis+cluster://127.0.0.1:{node.port}"
