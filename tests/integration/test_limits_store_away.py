@@ -130,14 +130,14 @@ async def test_killed_and_restarted_under_load(
         load = Load(store, counts(mode))
         async with under_load(load):
             await asyncio.sleep(0.7)
-            server.kill()
+            await asyncio.to_thread(server.kill)
             await until(lambda: registry.get_sample_value("tollhouse_store_up") == 0)
             before = load.granted
             began = len(load.waits)
             await asyncio.sleep(0.7)
             away = load.granted - before
             longest = max(load.waits[began + 20 :])
-            server.start()
+            await asyncio.to_thread(server.start)
             await until(lambda: registry.get_sample_value("tollhouse_store_up") == 1)
             again = load.granted
             await asyncio.sleep(0.5)
