@@ -163,7 +163,9 @@ class App:
             await self._swapped.wait()
             self._swapped.clear()
             if self._proxy.table is not None:
-                await self._upstream.keep(self._proxy.table.snapshot)
+                snapshot = self._proxy.table.snapshot
+                self._metrics.keep(snapshot.routes.keys() | snapshot.providers.keys())
+                await self._upstream.keep(snapshot)
 
     def _handle_signals(self, source: Source) -> None:
         loop = asyncio.get_running_loop()

@@ -39,7 +39,8 @@ class Origin(msgspec.Struct, frozen=True):
     """Who was asked and who answers, and what of the answer the caller wants.
 
     Models are by canonical id but for ``requested_model``, the name as sent, and
-    ``upstream_model``, the provider's own. ``pricing`` None: nobody knows the price.
+    ``upstream_model``, the provider's own. ``pricing`` None: nobody knows the price. ``searches``
+    are the web searches to charge where the provider does not count them.
     """
 
     requested_model: str
@@ -50,6 +51,7 @@ class Origin(msgspec.Struct, frozen=True):
     pricing: Pricing | None = None
     strict: bool = False
     exclude_reasoning: bool = False
+    searches: int = 0
 
 
 def whole(body: bytes, origin: Origin, usage: Usage | None) -> bytes:
@@ -195,7 +197,7 @@ def _usage(given: msgspec.Raw, usage: Usage, origin: Origin) -> Fields:
         _detail(fields, "completion_tokens_details", "reasoning_tokens", usage.reasoning_tokens)
     if usage.cached_tokens is not None:
         _detail(fields, "prompt_tokens_details", "cached_tokens", usage.cached_tokens)
-    price = cost.of(usage, origin.pricing)
+    price = cost.of(usage, origin.pricing, origin.searches)
     fields["cost"] = None if price is None else msgspec.Raw(cost.text(price).encode())
     return fields
 

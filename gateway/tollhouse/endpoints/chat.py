@@ -1,13 +1,15 @@
 """``POST /v1/chat/completions``."""
 
+import msgspec
 from aiohttp import web
 
+from tollhouse import routing
 from tollhouse.api import answers, chat, cost
 from tollhouse.api import reasoning as reasons
 from tollhouse.api.additions import Origin, whole
 from tollhouse.api.chat import ChatRequest
 from tollhouse.endpoints import Context, refusal
-from tollhouse.errors import RequestError, UpstreamError
+from tollhouse.errors import UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.providers import openai
 from tollhouse.routing import Needs, Resolution
@@ -22,7 +24,8 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     reasoning = reasons.asked(request, resolution.effort)
     reasons.check(reasoning, route)
     if request.web_search:
-        _check_web_search(request, resolution)
+        resolution = _searching(request, resolution)
+        route = resolution.route
     strict = route.strict or _asks_strictly(exchange)
     excluded = reasoning is not None and reasoning.exclude
 
@@ -38,7 +41,8 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
         )
 
     def origin() -> Origin:
-        return _origin(resolution, trail, strict=strict, excluded=excluded)
+        origin = _origin(resolution, trail, strict=strict, excluded=excluded)
+        return msgspec.structs.replace(origin, searches=1) if request.web_search else origin
 
     call = context.call(exchange, resolution, "chat", compose)
     snapshot = context.table.snapshot
@@ -56,7 +60,7 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     except UpstreamError as error:
         raise refusal(error, exchange, resolution) from None
     who = origin()
-    price = cost.of(trail.usage, who.pricing)
+    price = cost.of(trail.usage, who.pricing, who.searches)
     headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
     return exchange.whole(whole(body, who, trail.usage), headers)
 
@@ -83,20 +87,10 @@ def _origin(resolution: Resolution, trail: Trail, *, strict: bool, excluded: boo
     )
 
 
-def _check_web_search(request: ChatRequest, resolution: Resolution) -> None:
-    """Raise RequestError unless the route says that its targets search the web."""
-    if resolution.route.capabilities.web_search is not True:
-        param = (
-            "tools"
-            if b"web_search" in bytes(request.fields.get("tools", b""))
-            else ("webSearchEnabled")
-        )
-        raise RequestError(
-            "unsupported_parameter",
-            f"{resolution.model} has no target that searches the web. Leave out `{param}`, or use "
-            "a model whose `capabilities` at GET /v1/models name web search.",
-            param=param,
-        )
+def _searching(request: ChatRequest, resolution: Resolution) -> Resolution:
+    """The targets that search the web. Raises RequestError when there is none."""
+    by_tool = b"web_search" in bytes(request.fields.get("tools", b""))
+    return routing.searching(resolution, "tools" if by_tool else "webSearchEnabled")
 
 
 def _needs(request: ChatRequest) -> Needs:
