@@ -197,6 +197,8 @@ class SharedStore:
             self._answer(batch, answers, when)
         finally:
             self._stop_timer(batch)
+            # Whatever happened: with the timer gone, nobody else would answer.
+            self._decide_all(batch, sent=True)
             self._calling -= 1
             self._flush()
 
