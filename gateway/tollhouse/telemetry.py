@@ -74,6 +74,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        passed_over = Gauge(
+            "tollhouse_targets_passed_over",
+            "Targets that are passed over after failures in a row, by provider (namespace/name).",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         tokens = Counter(
             "tollhouse_tokens",
             "Tokens used, by route and direction (input or output).",
@@ -122,15 +129,14 @@ class Metrics:
             registry=registry,
         )
         self.store_decisions: Callable[[str], Counter] = functools.cache(store_decisions.labels)
-        by_name = {
-            metric: _Series(metric)
-            for metric in (requests, duration, attempts, first_byte, tokens, estimated_tokens)
-        }
+        named = (requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens)
+        by_name = {metric: _Series(metric) for metric in named}
         self._series = tuple(by_name.values())
         self.requests: Callable[[str, int, str], Counter] = by_name[requests].child
         self.duration: Callable[[str], Histogram] = by_name[duration].child
         self.attempts: Callable[[str, str], Counter] = by_name[attempts].child
         self.first_byte: Callable[[str], Histogram] = by_name[first_byte].child
+        self.passed_over: Callable[[str], Gauge] = by_name[passed_over].child
         self.tokens: Callable[[str, str], Counter] = by_name[tokens].child
         self.estimated_tokens: Callable[[str, str], Counter] = by_name[estimated_tokens].child
 
@@ -148,7 +154,7 @@ class Metrics:
 class _Series:
     """The series of one metric, by the values of its labels, the first of which is an object."""
 
-    def __init__(self, metric: Counter | Histogram) -> None:
+    def __init__(self, metric: Counter | Gauge | Histogram) -> None:
         self._metric = metric
         self._seen: set[tuple[str, ...]] = set()
         self.child: Callable[..., Any] = functools.lru_cache(maxsize=4096)(self._make)
@@ -163,7 +169,7 @@ class _Series:
             # What is counted for one of them from now on begins a new series.
             self._forget()
 
-    def _make(self, *labels: object) -> Counter | Histogram:
+    def _make(self, *labels: object) -> Counter | Gauge | Histogram:
         self._seen.add(tuple(map(str, labels)))
         return self._metric.labels(*labels)
 
