@@ -237,6 +237,7 @@ class _KeyTable:
             "",
             (resources.api_keys, resources.secrets, *names.scopes()),
             lambda: self._compile(resources, names),
+            (resources.standalone,),
         )
         findings += found
         return keys
@@ -245,13 +246,14 @@ class _KeyTable:
         keys: dict[str, Key] = {}
         findings: list[Finding] = []
         rotated: list[Caller] = []
+        equal = (resources.standalone,)
         for ref, resource in self._ages.sorted(resources.api_keys):
             secret = secret_of(resource, resources)
             made_from = (resource, secret, *names.seen(ref[0]))
-            done = self._compiled.known(ref, made_from)
+            done = self._compiled.known(ref, made_from, equal)
             if done is None:
                 done = _found(compile_caller, resource, resources, names)
-                self._compiled.add(ref, made_from, done)
+                self._compiled.add(ref, made_from, done, equal)
             caller, found = done
             if caller.current in keys:
                 older = keys[caller.current].id

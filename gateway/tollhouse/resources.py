@@ -168,6 +168,7 @@ class Resources:
     """Everything that a snapshot is compiled from, at one moment.
 
     ``platform`` names namespaces that are the platform's, label or not.
+    ``standalone``: from a folder, where no operator keeps the Secrets of ApiKeys.
     """
 
     providers: Mapping[Ref, Provider] = field(default_factory=dict)
@@ -181,6 +182,7 @@ class Resources:
     namespaces: Mapping[str, NamespaceObject] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
     platform: frozenset[str] = frozenset()
+    standalone: bool = False
 
 
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")

@@ -98,8 +98,7 @@ class Table:
         ``free_only``, and unsupported_parameter when no route to choose can serve the ``needs``.
         """
         view = self._view(caller.namespace)
-        stem, _, suffix = requested.rpartition(":")
-        name, effort = (stem, suffix) if stem and suffix in EFFORTS else (requested, None)
+        name, effort = split_effort(requested)
         name = caller.model_aliases.get(name, name)
         found = views.find(view, name)
         if found is None:
@@ -144,6 +143,11 @@ class Table:
             return self.resolve(caller, model).route
         return found[0]
 
+    def candidates(self, caller: Key, select: Select) -> list[tuple[str, Route]]:
+        """What a ``select`` route looks at for this caller, by canonical model id."""
+        found = _candidates(self._view(caller.namespace), select.models)
+        return [(model, self._concrete(route, model, matched)) for route, model, matched in found]
+
     def _concrete(self, route: Route, model: str, matched: str | None) -> Route:
         """A wildcard route as one for this very model: with its prices and capabilities."""
         if matched is None:
@@ -186,9 +190,9 @@ class Table:
             ):
                 continue
             concrete = self._concrete(route, model, matched)
-            lacks = _lacks(concrete, needs)
-            lacking.update(lacks)
-            if not lacks and concrete.targets:
+            missing = lacks(concrete, needs)
+            lacking.update(missing)
+            if not missing and concrete.targets:
                 able.append((concrete, model, matched))
         if not able:
             raise _nothing_left(asked, lacking)
@@ -253,6 +257,12 @@ class Table:
         return RequestError(
             "model_not_found", f"No route serves the model {name[:128]!r}.{hint}", param="model"
         )
+
+
+def split_effort(requested: str) -> tuple[str, str | None]:
+    """A model's name without its effort suffix, and the suffix; None where there is no such."""
+    stem, _, suffix = requested.rpartition(":")
+    return (stem, suffix) if stem and suffix in EFFORTS else (requested, None)
 
 
 def known(snapshot: Snapshot, target: Target, model: str) -> KnownModel | None:
@@ -347,24 +357,24 @@ def _candidates(view: View, patterns: Iterable[str]) -> list[tuple[Route, str, s
     return list(found.values())
 
 
-def _lacks(route: Route, needs: Needs) -> list[str]:
+def lacks(route: Route, needs: Needs) -> list[str]:
     """What a request needs and the route does not give; what nobody says is taken to be there,
     but for web search, which few models have."""
     able = route.capabilities
-    lacks: list[str] = []
+    missing: list[str] = []
     if needs.vision and able.vision is False:
-        lacks.append("vision")
+        missing.append("vision")
     if needs.tools and able.tools is False:
-        lacks.append("tools")
+        missing.append("tools")
     if needs.reasoning and able.reasoning is False:
-        lacks.append("reasoning")
+        missing.append("reasoning")
     if needs.web_search and not any(searches(it, able) for it in route.targets):
-        lacks.append("web search")
+        missing.append("web search")
     if able.context_window is not None and needs.prompt_tokens > able.context_window:
-        lacks.append(f"a context window for about {needs.prompt_tokens} tokens")
+        missing.append(f"a context window for about {needs.prompt_tokens} tokens")
     if needs.free_only and not _is_free(route):
-        lacks.append("being free")
-    return lacks
+        missing.append("being free")
+    return missing
 
 
 def _nothing_left(asked: Route, lacking: set[str]) -> RequestError:

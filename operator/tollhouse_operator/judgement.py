@@ -14,6 +14,7 @@ from typing import Any
 
 from tollhouse.findings import Reason, conditions
 from tollhouse.resources import ApiKey, SecretObject
+from tollhouse_operator import rotation
 from tollhouse_operator.fleet import Census
 from tollhouse_operator.keys import KEY, Trouble, prefix
 from tollhouse_operator.ledger import Verdict
@@ -50,6 +51,7 @@ class _Standing:
     number: int | None
     since: float
     settled: bool
+    secret: SecretObject | None = None
 
 
 class Judgement:
@@ -214,7 +216,7 @@ class Judgement:
         fields: dict[str, str | None] = {}
         if isinstance(resource, ApiKey):
             found.append(self._ready(key, resource, found))
-            fields["prefix"] = _prefix(verdict.secret)
+            fields |= _of_key(resource, verdict.secret)
         return Desired(seen.uid, verdict.generation, tuple(found), fields)
 
     def _programmed(
@@ -268,9 +270,16 @@ def _says_the_same(one: Verdict, other: Verdict) -> bool:
     )
 
 
-def _prefix(secret: SecretObject | None) -> str | None:
+def _of_key(api_key: ApiKey, secret: SecretObject | None) -> dict[str, str | None]:
+    """What the status tells of the key in the ApiKey's Secret."""
     value = secret.data.get(KEY) if secret is not None else None
-    return prefix(value.value) if value is not None and value.value else None
+    state = rotation.state_of(secret) if secret is not None else None
+    last, following = rotation.times(api_key, state) if state is not None else (None, None)
+    return {
+        "prefix": prefix(value.value) if value is not None and value.value else None,
+        "lastRotated": last,
+        "nextRotation": following,
+    }
 
 
 def _says_programmed(status: Mapping[str, Any], generation: int) -> bool:

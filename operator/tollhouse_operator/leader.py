@@ -16,6 +16,7 @@ import structlog
 from tollhouse.compile import Compiled, Compiler
 from tollhouse.errors import ClusterError
 from tollhouse.resources import Ref, Resources
+from tollhouse_operator.announce import Announcements
 from tollhouse_operator.cluster import Cluster, backoff
 from tollhouse_operator.encode import Encoder
 from tollhouse_operator.fleet import Census, Fleet
@@ -25,6 +26,7 @@ from tollhouse_operator.ledger import Ledger, Verdict
 from tollhouse_operator.ops import Metrics
 from tollhouse_operator.publish import Publisher, SecretSlots, TooLarge
 from tollhouse_operator.pulse import Pulse
+from tollhouse_operator.rotating import Rotations
 from tollhouse_operator.settings import Settings
 from tollhouse_operator.status import Statuses
 from tollhouse_operator.store import Key, Store
@@ -62,8 +64,12 @@ class Leader:
         self._ledger = Ledger()
         self._unjudged: dict[Key, Verdict | None] = {}
         self._said = False
-        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
         self._fleet = Fleet(cluster, settings.service, self._fleet_changed)
+        self._announcements = Announcements(self._pulse.beat, self._census)
+        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
+        self._rotations = Rotations(
+            cluster, store, self._announcements, identity=settings.lease.identity
+        )
         self._statuses = Statuses(cluster, store, settings.lease.identity)
         self._judgement = Judgement(
             store,
@@ -78,6 +84,7 @@ class Leader:
         self._pulse.beat()
         if key[0] in ("ApiKey", "Secret"):
             self._keys.changed(key)
+            self._rotations.changed(key)
 
     def touched(self, key: Key) -> None:
         """There is a new version of a custom resource."""
@@ -90,7 +97,13 @@ class Leader:
             group.create_task(self._fleet.run())
             group.create_task(self._statuses.run())
             group.create_task(self._judgement.run())
+            group.create_task(self._rotate())
             group.create_task(self._rebuild_forever())
+
+    async def _rotate(self) -> None:
+        """Once every ApiKey has its Secret: a new key is published before it is written."""
+        await self._keys.until_passed()
+        await self._rotations.run()
 
     async def _rebuild_forever(self) -> None:
         await self._keys.until_passed()
@@ -117,6 +130,7 @@ class Leader:
                 # Under a flood of changes, half of the time belongs to everything else.
                 await asyncio.sleep(max(0.0, rest_until - monotonic()))
                 self._keys.look()
+                self._rotations.tick()
                 self._judgement.tick()
             except ClusterError as error:
                 failures += 1
@@ -127,7 +141,7 @@ class Leader:
 
     async def _rebuild(self, limit: float | None) -> None:
         began = monotonic()
-        resources = await self._resolved(limit)
+        resources, coming = self._announcements.joined(await self._resolved(limit))
         compiled, pieces = await asyncio.to_thread(self._compile, resources)
         try:
             published = await self._publisher.publish(pieces)
@@ -136,7 +150,9 @@ class Leader:
             self._metrics.failures.inc()
             self._judge(None, str(error))
             return
-        self._judge(self._fleet.published(published.digest), None)
+        number = self._fleet.published(published.digest)
+        self._announcements.published(number, coming)
+        self._judge(number, None)
         seconds = monotonic() - began
         self._metrics.rebuilds.inc()
         self._metrics.rebuild_seconds.observe(seconds)
@@ -167,6 +183,7 @@ class Leader:
         return self._fleet.census() if self._fleet.listed else None
 
     def _fleet_changed(self) -> None:
+        self._announcements.fleet_changed()
         self._judgement.fleet_changed()
 
     def _key_settled(self, api_key: Ref) -> None:
