@@ -14,10 +14,11 @@ from typing import TypeVar
 import msgspec
 
 from tollhouse.compiling.caller import KEY_NAME, PREVIOUS_DIGESTS, Caller, compile_caller
+from tollhouse.compiling.limits import Attachments, compile_budget, compile_policy
 from tollhouse.compiling.names import Claims, Names, Namespaces
 from tollhouse.compiling.provider import compile_provider
 from tollhouse.compiling.route import Upstreams, compile_route, known_models
-from tollhouse.findings import Condition, Finding, Reason, conditions, refused, warning
+from tollhouse.findings import Condition, Finding, Reason, conditions, refused
 from tollhouse.resources import (
     Provider,
     Ref,
@@ -62,19 +63,26 @@ def compile_snapshot(resources: Resources) -> Compiled:
     Findings are about the five kinds, and about Secrets and ConfigMaps that cannot be read.
     """
     findings = [finding for it in resources.refused for finding in _refused(it)]
-    upstreams = _upstreams(resources, findings)
-    routes = _routes(resources, upstreams, findings)
-    keys = _keys(resources, Names(routes), findings)
-    for policy in (*_living(resources.policies), *_living(resources.budgets)):
-        message = "accepted, but this version does not enforce limits and budgets yet"
-        findings.append(warning(policy, "spec", Reason.NOT_ENFORCED, message))
+    policies, budgets = _living(resources.policies), _living(resources.budgets)
+    attachments = Attachments(policies, budgets)
+    upstreams = _upstreams(resources, attachments, findings)
+    routes = _routes(resources, upstreams, attachments, findings)
+    keys = _keys(resources, Names(routes), attachments, findings)
+    compiled_policies = [compile_policy(it, resources, findings) for it in policies]
+    compiled_budgets = [compile_budget(it, resources, findings) for it in budgets]
     tables = known_models(routes, upstreams)
     providers = [
         msgspec.structs.replace(it, known=tables[it.id]) if it.id in tables else it
         for it in upstreams.usable.values()
     ]
     return Compiled(
-        snapshot=Snapshot.of(providers=providers, routes=routes, keys=keys),
+        snapshot=Snapshot.of(
+            providers=providers,
+            routes=routes,
+            keys=keys,
+            policies=compiled_policies,
+            budgets=compiled_budgets,
+        ),
         findings=tuple(sorted(findings, key=_about)),
     )
 
@@ -88,14 +96,17 @@ def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
     )
 
 
-def _upstreams(resources: Resources, findings: list[Finding]) -> Upstreams:
+def _upstreams(
+    resources: Resources, attachments: Attachments, findings: list[Finding]
+) -> Upstreams:
     usable: dict[Ref, Upstream] = {}
     broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
     for resource in _living(resources.providers):
         found: list[Finding] = []
         upstream = compile_provider(resource, resources, found)
         if upstream is not None:
-            usable[resource.ref] = upstream
+            policies = attachments.policies(resource)
+            usable[resource.ref] = msgspec.structs.replace(upstream, policies=policies)
         else:
             broken.add(resource.ref)
         findings += found
@@ -103,12 +114,17 @@ def _upstreams(resources: Resources, findings: list[Finding]) -> Upstreams:
     return Upstreams(usable, timeouts, frozenset(broken))
 
 
-def _routes(resources: Resources, upstreams: Upstreams, findings: list[Finding]) -> list[Route]:
+def _routes(
+    resources: Resources, upstreams: Upstreams, attachments: Attachments, findings: list[Finding]
+) -> list[Route]:
     """The routes in force, by namespace and name. The older of two that claim one name wins."""
     namespaces, claims = Namespaces(resources), Claims()
     for resource in sorted(_living(resources.routes), key=_age):
         found: list[Finding] = []
         route = compile_route(resource, upstreams, namespaces, found)
+        if route is not None:
+            policies = attachments.policies(resource)
+            route = msgspec.structs.replace(route, policies=policies)
         conflict = claims.claim(route) if route is not None else None
         if conflict is not None:
             name, older = conflict
@@ -121,14 +137,16 @@ def _routes(resources: Resources, upstreams: Upstreams, findings: list[Finding])
     return sorted(claims.routes, key=lambda route: (route.namespace, route.name))
 
 
-def _keys(resources: Resources, names: Names, findings: list[Finding]) -> dict[str, Key]:
+def _keys(
+    resources: Resources, names: Names, attachments: Attachments, findings: list[Finding]
+) -> dict[str, Key]:
     """The callers by digest. The older of two ApiKeys with the same key has it; a current key
     always goes before one that was rotated away."""
     keys: dict[str, Key] = {}
     callers: list[Caller] = []
     for resource in sorted(_living(resources.api_keys), key=_age):
         found: list[Finding] = []
-        caller = compile_caller(resource, resources, names, found)
+        caller = compile_caller(resource, resources, names, attachments, found)
         if caller.current in keys:
             message = f"the ApiKey {keys[caller.current].id}, {_first(resource)}, has the same key"
             found = [refused(resource, "spec.secretName", Reason.CONFLICT, message)]
