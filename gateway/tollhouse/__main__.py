@@ -57,6 +57,13 @@ def serve(
     store: Annotated[
         str, typer.Option(envvar="TOLLHOUSE_STORE", help="Where counters live.")
     ] = MEMORY_STORE,
+    ledger: Annotated[
+        str,
+        typer.Option(
+            envvar="TOLLHOUSE_LEDGER",
+            help="log: one `usage` event among the log lines for each request that was sent; none.",
+        ),
+    ] = "none",
     workers: Annotated[int, typer.Option(envvar="TOLLHOUSE_WORKERS", min=1, max=64)] = 1,
     tls_cert: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_CERT")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_KEY")] = None,
@@ -119,6 +126,8 @@ def serve(
         raise _fail("--denied-model-status is 403 or 400")
     if store != MEMORY_STORE:
         raise _fail(f"--store {MEMORY_STORE} is the only store of this version")
+    if ledger not in ("none", "log"):
+        raise _fail("--ledger is log or none")
     settings = Settings(
         directory=directory,
         snapshot=where,
@@ -128,6 +137,7 @@ def serve(
         ops_host=host if ops_host is None else ops_host,
         ops_port=ops_port,
         store=store,
+        ledger=ledger,
         workers=workers,
         tls_cert=tls_cert,
         tls_key=tls_key,

@@ -12,11 +12,14 @@ import structlog
 
 from tollhouse import __version__, ops, telemetry
 from tollhouse.errors import ConfigError
+from tollhouse.limits import Limits
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
 from tollhouse.settings import Settings
 from tollhouse.source import Source, Update
+from tollhouse.store import Store
+from tollhouse.store.memory import MemoryStore
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.tls import Certificate
 from tollhouse.upstream import Upstream
@@ -45,7 +48,9 @@ class App:
         self._metrics = Metrics()
         self._tracer = Tracer()
         self._upstream = Upstream(self._metrics, self._tracer)
-        self._proxy = Proxy(settings, self._upstream, self._metrics, self._tracer)
+        self._store: Store = MemoryStore()
+        self._limits = Limits(self._store, self._metrics)
+        self._proxy = Proxy(settings, self._upstream, self._limits, self._metrics, self._tracer)
         self._configured = asyncio.Event()
         self._swapped = asyncio.Event()
         self._stop = asyncio.Event()
@@ -67,12 +72,14 @@ class App:
             async with tasks:
                 following = tasks.create_task(source.run(self._apply, self._report))
                 housekeeping = tasks.create_task(self._housekeeping())
+                counting = tasks.create_task(self._store.run())
                 try:
                     if await self._until_configured():
                         await self._serve(stack)
                 finally:
                     following.cancel()
                     housekeeping.cancel()
+                    counting.cancel()
         log.info("stopped", port=settings.port)
 
     async def _source(self, stack: AsyncExitStack) -> Source:
@@ -175,14 +182,25 @@ class App:
     async def _open_ops(self, stack: AsyncExitStack) -> None:
         settings = self._settings
         port = await stack.enter_async_context(
-            ops.serving(settings.ops_host, settings.ops_port, self._state, telemetry.exposition)
+            ops.serving(
+                settings.ops_host,
+                settings.ops_port,
+                self._state,
+                telemetry.exposition,
+                spend=self._spend,
+            )
         )
         log.info("started", version=__version__, ops_port=port)
 
     async def _close(self) -> None:
         async with asyncio.timeout(_CLOSE_SECONDS):
+            await self._store.close()
             await self._upstream.close()
             await asyncio.to_thread(self._tracer.stop)
+
+    async def _spend(self) -> list[dict[str, Any]]:
+        table = self._proxy.table
+        return await self._limits.spend(table.snapshot) if table is not None else []
 
     def _counts(self) -> dict[str, int]:
         table = self._proxy.table

@@ -22,6 +22,7 @@ class Settings:
     ops_host: str = "127.0.0.1"
     ops_port: int = 9090
     store: str = MEMORY_STORE
+    ledger: str = "none"
     workers: int = 1
     tls_cert: Path | None = None
     tls_key: Path | None = None

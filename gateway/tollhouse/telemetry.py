@@ -84,6 +84,24 @@ class Metrics:
             ["route", "direction"],
             registry=registry,
         )
+        limited = Counter(
+            "tollhouse_limited",
+            "Requests refused by a limit or a budget, by its name and the error code.",
+            ["limit", "code"],
+            registry=registry,
+        )
+        budget_warnings = Counter(
+            "tollhouse_budget_warnings",
+            "Requests admitted while a budget was used up to a percentage at which it warns.",
+            ["budget", "percent"],
+            registry=registry,
+        )
+        unpriced = Counter(
+            "tollhouse_unpriced_requests",
+            "Requests under a budget whose cost nobody knows, and which it was not charged for.",
+            ["route"],
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "tollhouse_in_flight_requests",
             "Requests between their head and the last byte of their answer.",
@@ -106,6 +124,9 @@ class Metrics:
         self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
         self.first_byte: Callable[[str], Histogram] = _cached(first_byte.labels)
         self.tokens: Callable[[str, str], Counter] = _cached(tokens.labels)
+        self.limited: Callable[[str, str], Counter] = _cached(limited.labels)
+        self.budget_warnings: Callable[[str, str], Counter] = _cached(budget_warnings.labels)
+        self.unpriced: Callable[[str], Counter] = _cached(unpriced.labels)
         self.estimated_tokens: Callable[[str, str], Counter] = _cached(estimated_tokens.labels)
 
 

@@ -23,6 +23,7 @@ from tollhouse.binary import Binary
 from tollhouse.errors import (
     BrokenAnswer,
     ConnectError,
+    Limited,
     NoTarget,
     Saturated,
     StatusError,
@@ -73,13 +74,16 @@ class Call:
     trace: Context | None
     started: float
     """When the request came in, on the clock of ``time.monotonic``: ``total`` counts from here."""
+    enter: Callable[[Provider], Awaitable[None]] | None = None
+    """Asked before each attempt, where a provider of the route has limits; raises Limited."""
 
 
 @dataclass(slots=True)
 class Trail:
     """What happened on the way: kept for headers, errors and telemetry, also when all failed.
 
-    ``waited`` is the time spent waiting for providers, in seconds.
+    ``waited`` is the time spent waiting for providers, in seconds; ``charged`` says that the last
+    one may charge for the request: it was sent, and no failure is known.
     """
 
     attempts: int = 0
@@ -89,6 +93,7 @@ class Trail:
     model: str = ""
     usage: Usage | None = None
     failure: UpstreamError | None = None
+    charged: bool = False
 
 
 class _Attempt:
@@ -110,6 +115,7 @@ class _Attempt:
         trail.provider, trail.target = provider, self.target
         self._upstream.enter(provider)
         trail.attempts += 1
+        trail.charged = True
         trail.model = model = routing.upstream_model(call.resolution, self.target)
         self._span = self._upstream.tracer.attempt(
             call.trace,
@@ -358,9 +364,12 @@ class Upstream:
                 await asyncio.sleep(pause)
             attempt = _Attempt(self, call, trail, target, provider)
             try:
+                if call.enter is not None:
+                    await call.enter(provider)
                 return await attempt.run(finish)
             except UpstreamError as error:
                 trail.failure = error
+                trail.charged = False
         raise trail.failure or NoTarget("no target of this route is in the snapshot")
 
     def _plan(
@@ -416,7 +425,7 @@ class Upstream:
 def _may_go_on(error: UpstreamError, retries: Retries) -> bool:
     """Whether another attempt, here or elsewhere, can help and the route wants it."""
     on = retries.on
-    if isinstance(error, Saturated):
+    if isinstance(error, Saturated | Limited):
         return True
     if isinstance(error, ConnectError | BrokenAnswer):
         return "Connect" in on
@@ -436,7 +445,7 @@ def _may_go_on(error: UpstreamError, retries: Retries) -> bool:
 
 def _is_hopeless(error: UpstreamError) -> bool:
     """Whether the same target would only say the same again."""
-    return isinstance(error, Saturated) or (
+    return isinstance(error, Saturated | Limited) or (
         isinstance(error, StatusError) and error.status in _MISCONFIGURED
     )
 

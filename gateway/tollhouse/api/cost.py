@@ -1,6 +1,7 @@
 """What an answer cost in money: exact decimals in USD, never floats."""
 
-from decimal import Decimal
+from collections.abc import Iterable
+from decimal import ROUND_CEILING, Decimal
 
 from tollhouse.api.usage import Usage
 from tollhouse.snapshot import Pricing, Route, Target
@@ -35,6 +36,20 @@ def of(usage: Usage | None, pricing: Pricing | None) -> Decimal | None:
                 return None
             total += tokens * Decimal(price)
     return total / _PER
+
+
+def most(
+    prompt_tokens: int, output_tokens: int, pricings: Iterable[Pricing | None], searches: int = 0
+) -> Decimal | None:
+    """USD that a request may cost at the dearest of its targets; None where none has a price."""
+    usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=output_tokens)
+    costs = [it for it in (of(usage, pricing) for pricing in pricings) if it is not None]
+    return max(costs, default=None)
+
+
+def nano(cost: Decimal) -> int:
+    """A cost in whole nano-USD (10⁻⁹), rounded up: what budgets count in."""
+    return int((cost * 1_000_000_000).to_integral_value(ROUND_CEILING))
 
 
 def text(cost: Decimal) -> str:

@@ -40,7 +40,7 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     def origin() -> Origin:
         return _origin(resolution, trail, strict=strict, excluded=excluded)
 
-    call = context.call(exchange, resolution, "chat", compose)
+    call = await context.call(exchange, resolution, "chat", compose, request.fields)
     snapshot = context.table.snapshot
     try:
         if request.stream:

@@ -31,7 +31,7 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     snapshot = context.table.snapshot
     resolution, asked = _prepare(request, resolution, snapshot)
     way = _Way(request, resolution, asked)
-    call = context.call(exchange, resolution, "responses", way.compose)
+    call = await context.call(exchange, resolution, "responses", way.compose, request.fields)
     try:
         if request.stream:
             return await exchange.stream(
