@@ -245,7 +245,7 @@ class TestTokens:
         key = g.caller(limits=[{"tokens": 10000, "per": "Hour"}, {"requests": 50, "per": "Hour"}])
         usage = {"promptTokens": 7, "completionTokens": 3}
         async with calling(tmp_path, key, *to_mock({"usage": usage})) as caller:
-            for number, (path, fields) in enumerate(
+            for number, (path, fields) in enumerate[tuple[str, dict[str, Any]]](
                 (
                     ("/chat/completions", {"stream": True}),
                     ("/responses", {"input": "hi"}),

@@ -23,8 +23,8 @@ def said(period: str, zone: str, now: str) -> tuple[str, str]:
     where = zoneinfo.ZoneInfo(zone)
     since, until = bounds(period, zone, instant(now, zone))
     return (
-        datetime.fromtimestamp(since, where).isoformat(),
-        datetime.fromtimestamp(until, where).isoformat(),
+        datetime.fromtimestamp(since, where).isoformat(timespec="minutes"),
+        datetime.fromtimestamp(until, where).isoformat(timespec="minutes"),
     )
 
 
@@ -32,21 +32,63 @@ def said(period: str, zone: str, now: str) -> tuple[str, str]:
     ("period", "zone", "now", "since", "until"),
     [
         # Clocks forward, clocks back: days of 23 and 25 hours.
-        ("Day", "Europe/Paris", "2026-03-29T12:00", "2026-03-29T00:00:00+01:00", "2026-03-30T00:00:00+02:00"),
-        ("Day", "Europe/Paris", "2026-10-25T02:30", "2026-10-25T00:00:00+02:00", "2026-10-26T00:00:00+01:00"),
-        ("Month", "Europe/Paris", "2026-03-31T23:59:59", "2026-03-01T00:00:00+01:00", "2026-04-01T00:00:00+02:00"),
+        (
+            "Day",
+            "Europe/Paris",
+            "2026-03-29T12:00",
+            "2026-03-29T00:00+01:00",
+            "2026-03-30T00:00+02:00",
+        ),
+        (
+            "Day",
+            "Europe/Paris",
+            "2026-10-25T02:30",
+            "2026-10-25T00:00+02:00",
+            "2026-10-26T00:00+01:00",
+        ),
+        (
+            "Month",
+            "Europe/Paris",
+            "2026-03-31T23:59",
+            "2026-03-01T00:00+01:00",
+            "2026-04-01T00:00+02:00",
+        ),
         # A midnight that does not exist, and one that comes twice.
-        ("Day", "America/Santiago", "2026-09-06T12:00", "2026-09-06T01:00:00-03:00", "2026-09-07T00:00:00-03:00"),
-        ("Day", "America/Havana", "2026-11-01T00:30", "2026-11-01T00:00:00-04:00", "2026-11-02T00:00:00-05:00"),
+        (
+            "Day",
+            "America/Santiago",
+            "2026-09-06T09:00",
+            "2026-09-06T01:00-03:00",
+            "2026-09-07T00:00-03:00",
+        ),
+        (
+            "Day",
+            "America/Havana",
+            "2026-11-01T00:30",
+            "2026-11-01T00:00-04:00",
+            "2026-11-02T00:00-05:00",
+        ),
         # A day that Samoa left out.
-        ("Day", "Pacific/Apia", "2011-12-29T12:00", "2011-12-29T00:00:00-10:00", "2011-12-31T00:00:00+14:00"),
+        (
+            "Day",
+            "Pacific/Apia",
+            "2011-12-29T12:00",
+            "2011-12-29T00:00-10:00",
+            "2011-12-31T00:00+14:00",
+        ),
         # Ends of years: ISO week 53, leap days, the month after December.
-        ("Week", "UTC", "2027-01-01T00:00", "2026-12-28T00:00:00+00:00", "2027-01-04T00:00:00+00:00"),
-        ("Month", "Asia/Tokyo", "2026-12-31T23:59:59", "2026-12-01T00:00:00+09:00", "2027-01-01T00:00:00+09:00"),
-        ("Month", "UTC", "2028-02-29T12:00", "2028-02-01T00:00:00+00:00", "2028-03-01T00:00:00+00:00"),
-        ("Day", "UTC", "2028-02-29T00:00", "2028-02-29T00:00:00+00:00", "2028-03-01T00:00:00+00:00"),
+        ("Week", "UTC", "2027-01-01T00:00", "2026-12-28T00:00+00:00", "2027-01-04T00:00+00:00"),
+        (
+            "Month",
+            "Asia/Tokyo",
+            "2026-12-31T23:59",
+            "2026-12-01T00:00+09:00",
+            "2027-01-01T00:00+09:00",
+        ),
+        ("Month", "UTC", "2028-02-29T12:00", "2028-02-01T00:00+00:00", "2028-03-01T00:00+00:00"),
+        ("Day", "UTC", "2028-02-29T00:00", "2028-02-29T00:00+00:00", "2028-03-01T00:00+00:00"),
     ],
-)  # fmt: skip
+)
 def test_periods(period: str, zone: str, now: str, since: str, until: str) -> None:
     assert said(period, zone, now) == (since, until)
 

@@ -19,7 +19,7 @@ from tollhouse.api import cost
 from tollhouse.api.usage import Usage
 from tollhouse.errors import Limited, RequestError
 from tollhouse.limits import answers, plan
-from tollhouse.limits.plan import MONEY, Demand, Line
+from tollhouse.limits.plan import MONEY, Demand, Line, Plan
 from tollhouse.routing import Resolution
 from tollhouse.snapshot import Key, Provider, Route, Snapshot
 from tollhouse.store import Admission, State, Store
@@ -27,6 +27,8 @@ from tollhouse.telemetry import Metrics
 
 _BATCH = 500
 """Counters that are read in one step when all spend is asked for."""
+_KEPT = 4096
+"""Plans that are kept worked out."""
 _SHOWN = 256
 """The most counters that one look at a key reads."""
 _MOST_MONEY = 10**18
@@ -58,13 +60,15 @@ class Asking:
 
 
 class Ticket:
-    """What one request holds until it is settled. ``headers`` tell its caller what is left."""
+    """What one request holds until it is settled. ``headers`` tell its caller what is left, and
+    ``spends`` says whether a budget pays for it."""
 
-    __slots__ = ("_attempt", "_demand", "_whole", "asking", "headers")
+    __slots__ = ("_attempt", "_demand", "_whole", "asking", "headers", "spends")
 
     def __init__(self, asking: Asking) -> None:
         self.asking = asking
         self.headers: dict[str, str] = {}
+        self.spends = False
         self._demand: Demand | None = None
         self._whole = _NOBODY
         self._attempt = _NOBODY
@@ -76,21 +80,15 @@ class Ticket:
             self._demand = self.asking.demand()
         return self._demand
 
-    @property
-    def spends(self) -> bool:
-        """Whether a budget pays for it."""
-        return any(line.counts == MONEY for line in self._whole.lines)
-
     def hold(self, held: "_Held", *, attempt: bool) -> None:
         """Keep what was granted: to the whole request, or to one attempt of it."""
         if attempt:
             self._attempt = held
         else:
             self._whole = held
-        both = (self._whole, self._attempt)
+        whole, own = self._whole, self._attempt
         self.headers = answers.headers(
-            [line for it in both for line in it.lines],
-            [state for it in both for state in it.admission.states],
+            [*whole.lines, *own.lines], [*whole.admission.states, *own.admission.states]
         )
 
     def release(self, *, attempt: bool) -> "list[_Held]":
@@ -119,6 +117,9 @@ class Limits:
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
+        self._planned: Snapshot | None = None
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        """Of the snapshot ``_planned``: by caller, route, model, and provider or None."""
 
     async def admit(self, asking: Asking) -> Ticket:
         """Take what the request may use of everything that limits it.
@@ -126,11 +127,10 @@ class Limits:
         Raises RequestError, with what is left in its headers, when the request may not pass.
         """
         ticket = Ticket(asking)
-        caller, resolution = asking.caller, asking.resolution
-        if plan.concerned(caller, resolution.route):
-            user = plan.user_of(asking.fields)
-            lines = plan.lines(asking.snapshot, caller, resolution, user, ticket.demand, time())
-            await self._take(ticket, lines, attempt=False)
+        if plan.concerned(asking.caller, asking.resolution.route):
+            whole = self._plan(asking, None)
+            ticket.spends = whole.spends
+            await self._take(ticket, whole, attempt=False)
         return ticket
 
     async def enter(self, ticket: Ticket, provider: Provider) -> None:
@@ -139,17 +139,8 @@ class Limits:
         Raises Limited when a limit on the provider has no room.
         """
         self._settle(ticket.release(attempt=True), _NOTHING)
-        asking = ticket.asking
-        lines = plan.provider_lines(
-            asking.snapshot,
-            asking.caller,
-            asking.resolution,
-            plan.user_of(asking.fields),
-            ticket.demand,
-            provider.policies,
-        )
         try:
-            await self._take(ticket, lines, attempt=True)
+            await self._take(ticket, self._plan(ticket.asking, provider), attempt=True)
         except RequestError as error:
             raise Limited(error) from None
 
@@ -203,7 +194,32 @@ class Limits:
             await asyncio.sleep(0)
         return found
 
-    async def _take(self, ticket: Ticket, lines: Sequence[Line], *, attempt: bool) -> None:
+    def _plan(self, asking: Asking, provider: Provider | None) -> Plan:
+        """What the request has to pass, or with a ``provider`` an attempt there."""
+        snapshot, caller, resolution = asking.snapshot, asking.caller, asking.resolution
+        route = resolution.route
+        if self._planned is not snapshot:
+            self._planned = snapshot
+            self._plans.clear()
+        place = None if provider is None else provider.id
+        key = (caller.namespace, caller.name, route.namespace, route.name, route.policies)
+        found = self._plans.get((*key, resolution.model, place))
+        if found is None:
+            if len(self._plans) >= _KEPT:
+                # Callers of wildcard routes make models up.
+                self._plans.clear()
+            found = (
+                plan.of_request(snapshot, caller, resolution)
+                if provider is None
+                else plan.of_provider(snapshot, caller, resolution, provider)
+            )
+            self._plans[*key, resolution.model, place] = found
+        return found
+
+    async def _take(self, ticket: Ticket, planned: Plan, *, attempt: bool) -> None:
+        user = plan.user_of(ticket.asking.fields) if planned.by_user else None
+        demand = ticket.demand if planned.weighs else _NOTHING
+        lines = planned.lines(user, demand, time())
         if not lines:
             return
         impossible = answers.too_large(lines)
@@ -214,9 +230,10 @@ class Limits:
             told = answers.headers(lines, admission.states)
             raise self._limited(answers.refusal(lines, admission), told)
         ticket.hold(_Held(lines, admission), attempt=attempt)
-        for line, state in zip(lines, admission.states, strict=True):
-            if line.counts == MONEY:
-                self._warn(line, state)
+        if planned.spends:
+            for line, state in zip(lines, admission.states, strict=True):
+                if line.rule.counts == MONEY:
+                    self._warn(line, state)
 
     def _limited(self, error: RequestError, told: Mapping[str, str]) -> RequestError:
         error.headers = {**told, **error.headers}
@@ -226,11 +243,11 @@ class Limits:
     def _warn(self, line: Line, state: State) -> None:
         reached = answers.beyond(line, state)
         if reached is not None:
-            self._metrics.budget_warnings(line.name, str(reached)).inc()
+            self._metrics.budget_warnings(line.rule.name, str(reached)).inc()
 
     def _settle(self, held: Iterable[_Held], used: Demand) -> None:
         for it in held:
-            amounts = [plan.amount(line.counts, used) for line in it.lines]
+            amounts = [plan.amount(line.rule.counts, used) for line in it.lines]
             self._store.settle(it.admission, amounts)
 
 

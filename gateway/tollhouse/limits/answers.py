@@ -11,7 +11,7 @@ from typing import Any
 
 from tollhouse.errors import RequestError
 from tollhouse.limits import calendar
-from tollhouse.limits.plan import MONEY, Line
+from tollhouse.limits.plan import MONEY, Line, Rule
 from tollhouse.store import Admission, State
 
 _FAMILIES = {
@@ -25,21 +25,21 @@ _UNITS = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86400.0: "day"}
 _NANO = 1_000_000_000
 
 
-def headers(lines: Sequence[Line], states: Sequence[State]) -> dict[str, str]:
+def headers(lines: Iterable[Line], states: Iterable[State]) -> dict[str, str]:
     """``x-ratelimit-*`` by the strictest limit on requests and the strictest on tokens: the one
     with the least left. Where two leave the same, the one that takes longer to reset."""
     strictest: dict[str, tuple[int, float, int]] = {}
     for line, state in zip(lines, states, strict=True):
-        family = _FAMILIES.get(line.counts)
-        if family is None:
-            continue
-        left = (remaining(line, state), -state.resets, line.count.limit)
-        if family not in strictest or left < strictest[family]:
-            strictest[family] = left
+        family = _FAMILIES.get(line.rule.counts)
+        if family is not None:
+            limit = line.rule.limit
+            stands = (max(0, limit - state.used), -state.resets, limit)
+            if family not in strictest or stands < strictest[family]:
+                strictest[family] = stands
     found: dict[str, str] = {}
-    for family, (left_over, minus_resets, limit) in strictest.items():
+    for family, (left, minus_resets, limit) in strictest.items():
         found[f"x-ratelimit-limit-{family}"] = str(limit)
-        found[f"x-ratelimit-remaining-{family}"] = str(left_over)
+        found[f"x-ratelimit-remaining-{family}"] = str(left)
         found[f"x-ratelimit-reset-{family}"] = duration(-minus_resets)
     return found
 
@@ -66,27 +66,24 @@ def usd(nano: int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def too_large(lines: Sequence[Line]) -> RequestError | None:
+def too_large(lines: Iterable[Line]) -> RequestError | None:
     """The refusal of a request that no empty counter could take, or None."""
     for line in lines:
-        count = line.count
+        count, rule = line.count, line.rule
         if not count.refuses or count.amount <= count.limit:
             continue
-        if line.counts == MONEY:
-            message = (
-                f"This request may cost {usd(count.amount)} USD, more than all of {line.whose} "
-                f"({usd(count.limit)} USD). Set a lower `max_tokens`, or send a shorter prompt."
-            )
+        if rule.counts == MONEY:
+            asks = f"may cost {usd(count.amount)} USD, more than all of {rule.whose}"
+            allowed = f"{usd(count.limit)} USD"
         else:
-            what = line.counts.replace("_", " ")
-            message = (
-                f"This request may take {count.amount} {what}, more than {line.title} "
-                f"{line.whose} ever allows ({_rate(line)}). Set a lower `max_tokens`, or send a "
-                "shorter prompt."
-            )
-        metadata = {"limit": line.name, **_figures(line, count.amount)}
+            asks = f"may take {count.amount} {rule.counts.replace('_', ' ')}, more than "
+            asks += f"{rule.title} {rule.whose} ever allows"
+            allowed = _rate(rule)
         return RequestError(
-            _code(line), message, metadata=metadata, headers={"x-should-retry": "false"}
+            _code(rule),
+            f"This request {asks} ({allowed}). Set a lower `max_tokens`, or send a shorter prompt.",
+            metadata={"limit": rule.name, **_figures(line)},
+            headers={"x-should-retry": "false"},
         )
     return None
 
@@ -97,55 +94,56 @@ def refusal(lines: Sequence[Line], admission: Admission) -> RequestError:
         # A budget is the last word: nothing else that resets earlier helps.
         index = max(
             admission.refused,
-            key=lambda it: (lines[it].counts == MONEY, admission.states[it].resets),
+            key=lambda it: (lines[it].rule.counts == MONEY, admission.states[it].resets),
         )
-        return _refused(lines[index], admission.states[index])
-    line = lines[admission.unavailable[0]]
+        line, state = lines[index], admission.states[index]
+        return _spent(line, state) if line.rule.counts == MONEY else _exceeded(line, state)
+    rule = lines[admission.unavailable[0]].rule
     return RequestError(
         "limits_unavailable",
-        f"{_subject(line)} cannot be counted now, and lets nothing through meanwhile "
+        f"{_subject(rule)} cannot be counted now, and lets nothing through meanwhile "
         "(onStoreFailure: Deny). Try again shortly.",
-        metadata={"limit": line.name},
+        metadata={"limit": rule.name},
         headers={"retry-after": "1"},
     )
 
 
-def _refused(line: Line, state: State) -> RequestError:
-    count = line.count
-    wait = max(1, math.ceil(state.resets))
-    metadata: dict[str, Any] = {
-        "limit": line.name,
-        **_figures(line, count.amount),
-        "used": usd(state.used) if line.counts == MONEY else state.used,
-    }
-    retry: dict[str, str] = {"retry-after": str(wait)}
-    if line.counts == MONEY:
-        spent = f"{usd(state.used)} USD of {usd(count.limit)} USD"
-        message = f"{line.whose[0].upper()}{line.whose[1:]} is used up: {spent} are spent or held "
-        message += "for requests under way"
-        if count.until == calendar.FOREVER:
-            retry = {}
-            message += ". It never starts again: ask its owner to raise it."
-        else:
-            at = datetime.fromtimestamp(count.until, UTC).isoformat().replace("+00:00", "Z")
-            metadata["resets_at"] = at
-            message += f", and this one may cost {usd(count.amount)} USD. It starts again at {at}."
-    elif line.counts == "concurrent":
+def _spent(line: Line, state: State) -> RequestError:
+    count, rule = line.count, line.rule
+    metadata: dict[str, Any] = {"limit": rule.name, **_figures(line), "used": usd(state.used)}
+    retry: dict[str, str] = {}
+    message = (
+        f"{_subject(rule)} is used up: {usd(state.used)} USD of {usd(count.limit)} USD are spent "
+        f"or held for requests under way, and this one may cost {usd(count.amount)} USD. "
+    )
+    if count.until == calendar.FOREVER:
+        message += "It never starts again: ask its owner to raise it."
+    else:
+        metadata["resets_at"] = at = _instant(count.until)
+        retry["retry-after"] = str(_wait(state))
+        message += f"It starts again at {at}."
+    return RequestError(_code(rule), message, metadata=metadata, headers=retry)
+
+
+def _exceeded(line: Line, state: State) -> RequestError:
+    count, rule, wait = line.count, line.rule, _wait(state)
+    metadata: dict[str, Any] = {"limit": rule.name, **_figures(line), "used": state.used}
+    if rule.counts == "concurrent":
         message = (
-            f"{_subject(line)} allows {count.limit} requests at once, and as many are under way. "
+            f"{_subject(rule)} allows {count.limit} requests at once, and as many are under way. "
             "Try again when one has ended."
         )
     else:
         metadata["resets_in"] = state.resets
-        message = f"{_subject(line)} allows {_rate(line)}"
-        if line.counts == "requests":
+        message = f"{_subject(rule)} allows {_rate(rule)}"
+        if rule.counts == "requests":
             message += f", and they are used. Try again in {wait} s."
         else:
             message += (
                 f"; {state.used} are used or held for requests under way, and this one may take "
                 f"{count.amount}. Try again in {wait} s, or with a lower `max_tokens`."
             )
-    return RequestError(_code(line), message, metadata=metadata, headers=retry)
+    return RequestError(_code(rule), message, metadata=metadata, headers={"retry-after": str(wait)})
 
 
 def shown(lines: Sequence[Line], states: Sequence[State] | None) -> dict[str, list[dict[str, Any]]]:
@@ -153,15 +151,15 @@ def shown(lines: Sequence[Line], states: Sequence[State] | None) -> dict[str, li
     found: dict[str, list[dict[str, Any]]] = {"limits": [], "budgets": []}
     for number, line in enumerate(lines):
         state = states[number] if states is not None else None
-        if line.counts == MONEY:
+        if line.rule.counts == MONEY:
             found["budgets"].append(spending(line, state))
             continue
         left = remaining(line, state) if state is not None else None
-        windowed = line.counts != "concurrent"
+        windowed = line.rule.counts != "concurrent"
         found["limits"].append(
             {
-                "name": line.name,
-                "counts": line.counts,
+                "name": line.rule.name,
+                "counts": line.rule.counts,
                 "limit": line.count.limit,
                 "per_seconds": line.count.span if windowed else None,
                 "remaining": left,
@@ -176,12 +174,12 @@ def spending(line: Line, state: State | None) -> dict[str, Any]:
     count = line.count
     ends = count.until != calendar.FOREVER
     return {
-        "name": line.name,
+        "name": line.rule.name,
         "amount": usd(count.limit),
         "spent": usd(state.used) if state is not None else None,
         "remaining": usd(remaining(line, state)) if state is not None else None,
-        "period": line.period,
-        "time_zone": line.time_zone,
+        "period": line.rule.allowance.period,
+        "time_zone": line.rule.allowance.time_zone,
         "since": _instant(count.since) if ends else None,
         "resets": _instant(count.until) if ends else None,
     }
@@ -192,29 +190,35 @@ def beyond(line: Line, state: State) -> int | None:
 
     One that goes on when it is exceeded warns at 100, too.
     """
-    marks: Iterable[int] = line.warn_at if line.count.refuses else (*line.warn_at, 100)
+    marks = line.rule.warn_at if line.rule.rejects else (*line.rule.warn_at, 100)
     reached = [it for it in marks if state.used * 100 >= line.count.limit * it]
     return max(reached, default=None)
 
 
-def _code(line: Line) -> str:
-    return _CODES.get(line.counts, "tokens_limit")
+def _code(rule: Rule) -> str:
+    return _CODES.get(rule.counts, "tokens_limit")
 
 
-def _subject(line: Line) -> str:
-    text = f"{line.title} {line.whose}".strip()
+def _subject(rule: Rule) -> str:
+    text = f"{rule.title} {rule.whose}".strip()
     return f"{text[0].upper()}{text[1:]}"
 
 
-def _rate(line: Line) -> str:
-    unit = _UNITS.get(line.count.span, f"{line.count.span:g} s")
-    return f"{line.count.limit} {line.counts.replace('_', ' ')} per {unit}"
+def _rate(rule: Rule) -> str:
+    unit = _UNITS.get(rule.window, f"{rule.window:g} s")
+    return f"{rule.limit} {rule.counts.replace('_', ' ')} per {unit}"
 
 
-def _figures(line: Line, asked: int) -> Mapping[str, Any]:
-    if line.counts == MONEY:
-        return {"amount": usd(line.count.limit), "requested": usd(asked)}
-    return {"amount": line.count.limit, "requested": asked}
+def _wait(state: State) -> int:
+    """Whole seconds to wait, at least one."""
+    return max(1, math.ceil(state.resets))
+
+
+def _figures(line: Line) -> Mapping[str, Any]:
+    limit, asked = line.count.limit, line.count.amount
+    if line.rule.counts == MONEY:
+        return {"amount": usd(limit), "requested": usd(asked)}
+    return {"amount": limit, "requested": asked}
 
 
 def _instant(seconds: int) -> str:

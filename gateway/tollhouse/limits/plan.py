@@ -7,17 +7,20 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.allowance import Allowance, Limit, Policy
+from tollhouse.allowance import Allowance, Budget
 from tollhouse.limits import calendar
 from tollhouse.routing import Resolution
-from tollhouse.snapshot import Key, Route, Snapshot
+from tollhouse.snapshot import Key, Provider, Route, Snapshot
 from tollhouse.store import Count, Kind, OnFailure
 
 MONEY = "money"
 """What a budget counts; limits count what ``Limit.counts`` says."""
 ASSUMED_OUTPUT = 4096
 """Tokens that an answer is taken to have at most where neither its caller nor anybody else says."""
+_WHOLE = frozenset({"requests", "concurrent"})
+"""What every request takes one of."""
 _LONGEST_COUNTER = 200
+_ANSWERS = ("n", "best_of")
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 MOST_TOKENS = 10**9
 """More than any one request uses, whatever its caller or its provider says."""
@@ -43,22 +46,96 @@ _LOOK = Demand(0, 0)
 """Asks for nothing: only to see what is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One limit or budget that concerns a request.
+class Rule(msgspec.Struct, frozen=True):
+    """One limit or budget of a caller on a route, whatever the request.
 
-    ``name`` is what metrics know it by, of bounded number; ``whose`` and ``title`` say it to
-    people. ``counts`` is what ``Limit.counts`` says, or MONEY.
+    ``counter`` is how the store knows it, ``name`` how metrics do; ``title`` and ``whose`` say it
+    to people. ``counts`` is what ``Limit.counts`` says, or MONEY, which ``allowance`` bounds.
+    ``by_user`` counts each ``user`` apart.
     """
 
-    count: Count
+    counter: str
     name: str
     title: str
     whose: str
     counts: str
+    limit: int
+    window: float = 0.0
+    failing: OnFailure = OnFailure.LOCAL
+    by_user: bool = False
+    allowance: Allowance = Allowance(0)
+    rejects: bool = True
     warn_at: tuple[int, ...] = ()
-    period: str = ""
-    time_zone: str = "UTC"
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A rule, and what one request takes of it."""
+
+    rule: Rule
+    count: Count
+
+
+class Plan:
+    """What a caller's requests by one route take of which rules.
+
+    It is worked out once, since a request must not pay for names and dates that stay the same.
+    """
+
+    __slots__ = ("_bounds", "_fixed", "_rules", "by_user", "spends", "weighs")
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self._rules = tuple(rules)
+        self._fixed = tuple(_fixed(rule) for rule in self._rules)
+        self._bounds: dict[str, tuple[int, int]] = {}
+        self.by_user = any(rule.by_user for rule in self._rules)
+        self.weighs = any(rule.counts not in _WHOLE for rule in self._rules)
+        """Whether it matters how large a request is."""
+        self.spends = any(rule.counts == MONEY for rule in self._rules)
+
+    def lines(self, user: str | None, demand: Demand, now: float) -> list[Line]:
+        """What a request of this size takes; ``now`` in seconds since the epoch, ``user`` the
+        field of that name."""
+        return [
+            line or Line(rule, self._count(rule, user, demand, now))
+            for rule, line in zip(self._rules, self._fixed, strict=True)
+        ]
+
+    def _count(self, rule: Rule, user: str | None, demand: Demand, now: float) -> Count:
+        if rule.counts == MONEY:
+            return self._money(rule, demand, now)
+        takes = amount(rule.counts, demand)
+        weighs = rule.counts not in _WHOLE
+        if weighs and demand.assumed:
+            certain = 0 if rule.counts == "output_tokens" else demand.prompt_tokens
+            takes = max(certain, min(takes, rule.limit))
+        return Count(
+            counter=_for_user(rule.counter, user) if rule.by_user and user else rule.counter,
+            kind=Kind.CONCURRENT if rule.counts == "concurrent" else Kind.WINDOW,
+            limit=rule.limit,
+            amount=takes,
+            span=rule.window,
+            settles=weighs,
+            on_failure=rule.failing,
+        )
+
+    def _money(self, rule: Rule, demand: Demand, now: float) -> Count:
+        since, until = self._bounds.get(rule.counter, (0, 0))
+        if not since <= now < until:
+            allowance = rule.allowance
+            since, until = calendar.bounds(allowance.period, allowance.time_zone, now)
+            self._bounds[rule.counter] = (since, until)
+        # At least one, so that a budget that is spent refuses what costs next to nothing too.
+        takes = max(1, demand.cost) if demand.cost is not None else 0
+        return Count(
+            counter=rule.counter,
+            kind=Kind.PERIOD,
+            limit=rule.limit,
+            amount=min(takes, rule.limit) if demand.assumed else takes,
+            since=since,
+            until=until,
+            settles=True,
+            refuses=rule.rejects and demand.cost is not None,
+        )
 
 
 def concerned(caller: Key, route: Route) -> bool:
@@ -71,102 +148,27 @@ def concerned(caller: Key, route: Route) -> bool:
     )
 
 
-def lines(
-    snapshot: Snapshot,
-    caller: Key,
-    resolution: Resolution,
-    user: str | None,
-    demand: Demand,
-    now: float,
-) -> list[Line]:
-    """Every limit and budget that concerns the request; ``now`` in seconds since the epoch.
+def of_request(snapshot: Snapshot, caller: Key, resolution: Resolution) -> Plan:
+    """Every limit and budget that concerns a caller's requests by this route.
 
-    ``user`` is the request's field of that name. A policy on both the key and the route counts the
-    request once. Free routes spend no money.
+    A policy on both the key and the route counts a request once. Free routes spend no money.
     """
     route = resolution.route
-    found = list(_own(caller, demand))
-    for policy in _policies(snapshot, dict.fromkeys((*caller.policies, *route.policies))):
-        found += policy_lines(policy, caller, resolution, user, demand)
+    idents = dict.fromkeys((*caller.policies, *route.policies))
+    rules = [*_own(caller), *_policies(snapshot, idents, caller, resolution)]
     if not route.free:
-        found += budget_lines(snapshot, caller, demand, now)
-    return found
+        rules += _budgets(snapshot, caller)
+    return Plan(rules)
 
 
-def provider_lines(
-    snapshot: Snapshot,
-    caller: Key,
-    resolution: Resolution,
-    user: str | None,
-    demand: Demand,
-    policies: Iterable[str],
-) -> list[Line]:
-    """The limits on a provider that this attempt has to pass, given the ids of its policies; what
-    the whole request was asked for already is left out."""
+def of_provider(
+    snapshot: Snapshot, caller: Key, resolution: Resolution, provider: Provider
+) -> Plan:
+    """The limits that an attempt at this provider has to pass; what the whole request was asked
+    for already is left out."""
     asked = {*caller.policies, *resolution.route.policies}
-    found: list[Line] = []
-    for policy in _policies(snapshot, (it for it in policies if it not in asked)):
-        found += policy_lines(policy, caller, resolution, user, demand)
-    return found
-
-
-def policy_lines(
-    policy: Policy, caller: Key, resolution: Resolution | None, user: str | None, demand: Demand
-) -> Iterator[Line]:
-    """Those limits of a policy that count this request; all, without a ``resolution``."""
-    failing = OnFailure(policy.on_store_failure)
-    for limit in policy.limits:
-        if (
-            limit.models is not None
-            and resolution is not None
-            and not _covers(limit.models, resolution)
-        ):
-            continue
-        parts = ["p", policy.id, limit.name, limit.counts, f"{limit.window:g}"]
-        if limit.scope != "Shared":
-            parts.append(caller.id)
-        if limit.scope == "User" and user:
-            # A caller may send text of any length, and a person's address among it.
-            parts.append(hashlib.sha256(user.encode("utf-8", "replace")).hexdigest()[:32])
-        yield _line(
-            limit,
-            counter=_counter(parts),
-            name=f"policy/{policy.id}/{limit.name}",
-            whose=f"of the RateLimitPolicy {policy.id}",
-            demand=demand,
-            failing=failing,
-        )
-
-
-def budget_lines(snapshot: Snapshot, caller: Key, demand: Demand, now: float) -> Iterator[Line]:
-    """The ApiKey's own budget and every Budget that it spends from."""
-    if caller.budget is not None:
-        yield key_budget(caller.id, caller.budget, demand, now)
-    for ident in caller.budgets:
-        budget = snapshot.budgets.get(ident)
-        if budget is not None:
-            yield _money(
-                budget.allowance,
-                counter=_counter(["b", ident]),
-                name=f"budget/{ident}",
-                whose=f"the Budget {ident}",
-                demand=demand,
-                now=now,
-                rejects=budget.rejects,
-                warn_at=budget.warn_at,
-            )
-
-
-def key_budget(ident: str, allowance: Allowance, demand: Demand, now: float) -> Line:
-    """The budget of the ApiKey with this id (namespace/name)."""
-    return _money(
-        allowance,
-        counter=_counter(["s", ident]),
-        name="key/budget",
-        whose=f"the budget of the ApiKey {ident}",
-        demand=demand,
-        now=now,
-    )
+    idents = [it for it in provider.policies if it not in asked]
+    return Plan(_policies(snapshot, idents, caller, resolution))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,20 +184,13 @@ class Purse:
 def budgets(snapshot: Snapshot, now: float) -> Iterator[Purse]:
     """Everything that holds money, each once."""
     for budget in snapshot.budgets.values():
-        line = _money(
-            budget.allowance,
-            counter=_counter(["b", budget.id]),
-            name=f"budget/{budget.id}",
-            whose=f"the Budget {budget.id}",
-            demand=_LOOK,
-            now=now,
-        )
+        (line,) = Plan([_budget(budget)]).lines(None, _LOOK, now)
         yield Purse("Budget", budget.namespace, budget.name, line)
     for shard in snapshot.key_shards:
         for key in shard.values():
             # The older digest of a key that is being rotated spends from the same budget.
             if key.budget is not None and key.valid_until is None:
-                line = key_budget(key.id, key.budget, _LOOK, now)
+                (line,) = Plan([_key_budget(key, key.budget)]).lines(None, _LOOK, now)
                 yield Purse("ApiKey", key.namespace, key.name, line)
 
 
@@ -207,11 +202,13 @@ def overview(
     idents = dict.fromkeys(caller.policies)
     for route in routes:
         idents |= dict.fromkeys(route.policies)
-    found = [*_own(caller, _LOOK), *budget_lines(snapshot, caller, _LOOK, now)]
-    for policy in _policies(snapshot, idents):
-        found += policy_lines(policy, caller, None, None, _LOOK)
-    for line in found:
-        yield replace(line, count=replace(line.count, amount=0, refuses=False))
+    rules = [
+        *_own(caller),
+        *_budgets(snapshot, caller),
+        *_policies(snapshot, idents, caller, None),
+    ]
+    for line in Plan(rules).lines(None, _LOOK, now):
+        yield Line(line.rule, replace(line.count, amount=0, refuses=False))
 
 
 def amount(counts: str, used: Demand) -> int:
@@ -238,17 +235,20 @@ def output_of(fields: Mapping[str, msgspec.Raw], resolution: Resolution) -> tupl
     parameters = resolution.route.parameters
     told: list[int] = []
     for name in _CAPS:
-        value = parameters.overrides.get(name)
-        if value is None:
-            value = _number(fields.get(name))
-        if value is None:
+        value = parameters.overrides.get(name) if parameters.overrides else None
+        if value is None and name in fields:
+            value = _number(fields[name])
+        if value is None and parameters.defaults:
             value = parameters.defaults.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             told.append(value)
-    if resolution.max_tokens is not None:
-        told.append(resolution.max_tokens)
-    answers = max(1, _number(fields.get("n")) or 1, _number(fields.get("best_of")) or 1)
-    most = min(told) if told else ASSUMED_OUTPUT
+    cap = resolution.max_tokens
+    if cap is not None:
+        told = [min(cap, max(told, default=cap))]
+    most, answers = max(told) if told else ASSUMED_OUTPUT, 1
+    for name in _ANSWERS:
+        if name in fields:
+            answers = max(answers, _number(fields[name]) or 1)
     return min(most * answers, MOST_TOKENS), not told
 
 
@@ -263,75 +263,99 @@ def user_of(fields: Mapping[str, msgspec.Raw]) -> str | None:
     return user
 
 
-def _own(caller: Key, demand: Demand) -> Iterator[Line]:
+def _own(caller: Key) -> Iterator[Rule]:
     for limit in caller.limits:
-        yield _line(
-            limit,
+        yield Rule(
             counter=_counter(["k", caller.id, limit.name]),
             name=f"key/{limit.name}",
+            title=f"the limit {limit.name!r}",
             whose=f"of the ApiKey {caller.id}",
-            demand=demand,
-            failing=OnFailure.LOCAL,
+            counts=limit.counts,
+            limit=limit.amount,
+            window=limit.window,
         )
 
 
-def _policies(snapshot: Snapshot, idents: Iterable[str]) -> Iterator[Policy]:
+def _policies(
+    snapshot: Snapshot, idents: Iterable[str], caller: Key, resolution: Resolution | None
+) -> Iterator[Rule]:
+    """Those limits of these policies that count the caller's requests for the model that this
+    came to; for any model, without it."""
     for ident in idents:
         policy = snapshot.policies.get(ident)
-        if policy is not None:
-            yield policy
+        for limit in policy.limits if policy is not None else ():
+            if policy is None or not _covers(limit.models, resolution):
+                continue
+            parts = ["p", ident, limit.name, limit.counts, f"{limit.window:g}"]
+            if limit.scope != "Shared":
+                parts.append(caller.id)
+            yield Rule(
+                counter=_counter(parts),
+                name=f"policy/{ident}/{limit.name}",
+                title=f"the limit {limit.name!r}",
+                whose=f"of the RateLimitPolicy {ident}",
+                counts=limit.counts,
+                limit=limit.amount,
+                window=limit.window,
+                failing=OnFailure(policy.on_store_failure),
+                by_user=limit.scope == "User",
+            )
 
 
-def _line(
-    limit: Limit, *, counter: str, name: str, whose: str, demand: Demand, failing: OnFailure
-) -> Line:
-    counts = limit.counts
-    takes = amount(counts, demand)
-    if demand.assumed and counts.endswith("tokens"):
-        certain = 0 if counts == "output_tokens" else demand.prompt_tokens
-        takes = max(certain, min(takes, limit.amount))
-    count = Count(
-        counter=counter,
-        kind=Kind.CONCURRENT if counts == "concurrent" else Kind.WINDOW,
-        limit=limit.amount,
-        amount=takes,
-        span=limit.window,
-        settles=counts.endswith("tokens"),
-        on_failure=failing,
-    )
-    return Line(count, name, f"the limit {limit.name!r}", whose, counts)
+def _budgets(snapshot: Snapshot, caller: Key) -> Iterator[Rule]:
+    """The ApiKey's own budget and every Budget that it spends from."""
+    if caller.budget is not None:
+        yield _key_budget(caller, caller.budget)
+    for ident in caller.budgets:
+        budget = snapshot.budgets.get(ident)
+        if budget is not None:
+            yield _budget(budget)
 
 
-def _money(
-    allowance: Allowance,
-    *,
-    counter: str,
-    name: str,
-    whose: str,
-    demand: Demand,
-    now: float,
-    rejects: bool = True,
-    warn_at: tuple[int, ...] = (),
-) -> Line:
-    since, until = calendar.bounds(allowance.period, allowance.time_zone, now)
-    # At least one, so that a budget that is spent refuses what costs next to nothing too.
-    takes = max(1, demand.cost) if demand.cost is not None else 0
-    count = Count(
-        counter=counter,
-        kind=Kind.PERIOD,
+def _key_budget(key: Key, allowance: Allowance) -> Rule:
+    return Rule(
+        counter=_counter(["s", key.id]),
+        name="key/budget",
+        title="",
+        whose=f"the budget of the ApiKey {key.id}",
+        counts=MONEY,
         limit=allowance.amount,
-        amount=min(takes, allowance.amount) if demand.assumed else takes,
-        since=since,
-        until=until,
-        settles=True,
-        refuses=rejects and demand.cost is not None,
+        allowance=allowance,
     )
-    period, zone = allowance.period, allowance.time_zone
-    return Line(count, name, "", whose, MONEY, warn_at, period, zone)
 
 
-def _covers(patterns: Iterable[str], resolution: Resolution) -> bool:
+def _budget(budget: Budget) -> Rule:
+    return Rule(
+        counter=_counter(["b", budget.id]),
+        name=f"budget/{budget.id}",
+        title="",
+        whose=f"the Budget {budget.id}",
+        counts=MONEY,
+        limit=budget.allowance.amount,
+        allowance=budget.allowance,
+        rejects=budget.rejects,
+        warn_at=budget.warn_at,
+    )
+
+
+def _fixed(rule: Rule) -> Line | None:
+    """The line of every request, where nothing of it depends on the request."""
+    if rule.by_user or rule.counts not in _WHOLE:
+        return None
+    kind = Kind.CONCURRENT if rule.counts == "concurrent" else Kind.WINDOW
+    count = Count(rule.counter, kind, rule.limit, 1, rule.window, on_failure=rule.failing)
+    return Line(rule, count)
+
+
+def _for_user(counter: str, user: str) -> str:
+    # A caller may send text of any length, and a person's address among it.
+    return f"{counter}:{hashlib.sha256(user.encode('utf-8', 'replace')).hexdigest()[:32]}"
+
+
+def _covers(patterns: tuple[str, ...] | None, resolution: Resolution | None) -> bool:
     """Whether a pattern has the model, by its canonical id or another name of its route's own."""
+    if patterns is None or resolution is None:
+        return True
     names = [it for it in resolution.route.models if not it.endswith("*")]
     return any(
         name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
