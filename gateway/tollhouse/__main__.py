@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,11 @@ def serve(
         int, typer.Option(envvar="TOLLHOUSE_OPS_PORT", help="Probes, metrics, /config.")
     ] = 9090,
     store: Annotated[
-        str, typer.Option(envvar="TOLLHOUSE_STORE", help="Where counters live.")
+        str,
+        typer.Option(
+            envvar="TOLLHOUSE_STORE",
+            help="Where counters live: memory, or a redis:// URL (rediss, +sentinel, +cluster).",
+        ),
     ] = MEMORY_STORE,
     ledger: Annotated[
         str,
@@ -64,6 +69,39 @@ def serve(
             help="log: one `usage` event among the log lines for each request that was sent; none.",
         ),
     ] = "none",
+    store_scope: Annotated[
+        str,
+        typer.Option(
+            envvar="TOLLHOUSE_STORE_SCOPE",
+            help="Gateways that count together share it; installations on one server differ.",
+        ),
+    ] = "default",
+    store_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_STORE_TIMEOUT",
+            min=0.001,
+            max=1.0,
+            help="Seconds that a request waits for the store at most.",
+        ),
+    ] = 0.1,
+    lease: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_LEASE",
+            min=1.0,
+            help="Seconds until what a process that died had reserved is free again.",
+        ),
+    ] = 30.0,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TOLLHOUSE_JOURNAL",
+            metavar="FILE",
+            help="Keeps the memory store's spend; none: do without. [default: below the user's "
+            "state, by what is served]",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(envvar="TOLLHOUSE_WORKERS", min=1, max=64)] = 1,
     tls_cert: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_CERT")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_KEY")] = None,
@@ -124,10 +162,10 @@ def serve(
         raise _fail("--tls-cert and --tls-key go together")
     if denied_model_status not in (400, 403):
         raise _fail("--denied-model-status is 403 or 400")
-    if store != MEMORY_STORE:
-        raise _fail(f"--store {MEMORY_STORE} is the only store of this version")
     if ledger not in ("none", "log"):
         raise _fail("--ledger is log or none")
+    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", store_scope):
+        raise _fail("--store-scope takes up to 128 letters, digits and any of . _ - /")
     settings = Settings(
         directory=directory,
         snapshot=where,
@@ -138,6 +176,10 @@ def serve(
         ops_port=ops_port,
         store=store,
         ledger=ledger,
+        store_scope=store_scope,
+        store_timeout=store_timeout,
+        lease=lease,
+        journal=journal,
         workers=workers,
         tls_cert=tls_cert,
         tls_key=tls_key,

@@ -18,8 +18,7 @@ from tollhouse.routing import Table
 from tollhouse.server import Server
 from tollhouse.settings import Settings
 from tollhouse.source import Source, Update
-from tollhouse.store import Store
-from tollhouse.store.memory import MemoryStore
+from tollhouse.store import open_store
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.tls import Certificate
 from tollhouse.upstream import Upstream
@@ -48,7 +47,7 @@ class App:
         self._metrics = Metrics()
         self._tracer = Tracer()
         self._upstream = Upstream(self._metrics, self._tracer)
-        self._store: Store = MemoryStore()
+        self._store = open_store(settings, self._metrics)
         self._limits = Limits(self._store, self._metrics)
         self._proxy = Proxy(settings, self._upstream, self._limits, self._metrics, self._tracer)
         self._configured = asyncio.Event()

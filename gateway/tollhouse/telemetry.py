@@ -29,6 +29,7 @@ from prometheus_client import (
 )
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_STORE = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 
 
@@ -119,6 +120,25 @@ class Metrics:
             "Configurations put in force.",
             registry=registry,
         )
+        self.store_up = Gauge(
+            "tollhouse_store_up",
+            "1 while the counters' store answers, 0 while each limit's onStoreFailure decides.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.store_seconds = Histogram(
+            "tollhouse_store_seconds",
+            "Round trips to the counters' store; one can carry many requests.",
+            buckets=_STORE,
+            registry=registry,
+        )
+        store_decisions = Counter(
+            "tollhouse_store_decisions",
+            "Limits that were decided without the store, by mode (Allow, Deny or Local).",
+            ["mode"],
+            registry=registry,
+        )
+        self.store_decisions: Callable[[str], Counter] = _cached(store_decisions.labels)
         self.requests: Callable[[str, int, str], Counter] = _cached(requests.labels)
         self.duration: Callable[[str], Histogram] = _cached(duration.labels)
         self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
