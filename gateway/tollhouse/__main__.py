@@ -10,7 +10,7 @@ import typer
 
 from tollhouse import __version__
 from tollhouse.errors import ConfigError
-from tollhouse.settings import MEMORY_STORE, Settings
+from tollhouse.settings import MAX_INFLIGHT_BYTES, MEMORY_STORE, Settings
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -108,6 +108,15 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(envvar="TOLLHOUSE_MAX_BODY_BYTES", min=1024)] = 32
     * 1024
     * 1024,
+    max_inflight_bytes: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TOLLHOUSE_MAX_INFLIGHT_BYTES",
+            min=1024,
+            help="How much of all requests' bodies one process holds; beyond it they get a 503. "
+            "[default: 256 MiB, and never less than --max-body-bytes]",
+        ),
+    ] = None,
     stream_keepalive: Annotated[
         float,
         typer.Option(
@@ -166,6 +175,10 @@ def serve(
         raise _fail("--ledger is log or none")
     if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", store_scope):
         raise _fail("--store-scope takes up to 128 letters, digits and any of . _ - /")
+    if max_inflight_bytes is None:
+        max_inflight_bytes = max(MAX_INFLIGHT_BYTES, max_body_bytes)
+    elif max_inflight_bytes < max_body_bytes:
+        raise _fail("--max-inflight-bytes is at least --max-body-bytes")
     settings = Settings(
         directory=directory,
         snapshot=where,
@@ -184,6 +197,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         max_body_bytes=max_body_bytes,
+        max_inflight_bytes=max_inflight_bytes,
         stream_keepalive=stream_keepalive,
         denied_model_status=denied_model_status,
         public_catalogue=public_catalogue,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 MEMORY_STORE = "memory"
 NO_JOURNAL = "none"
+MAX_INFLIGHT_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
+    max_inflight_bytes: int = MAX_INFLIGHT_BYTES
     body_timeout: float = 60.0
     stream_keepalive: float = 0.0
     denied_model_status: int = 403

@@ -73,6 +73,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        passed_over = Gauge(
+            "tollhouse_targets_passed_over",
+            "Targets that are passed over after failures in a row, by provider (namespace/name).",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         tokens = Counter(
             "tollhouse_tokens",
             "Tokens used, by route and direction (input or output).",
@@ -143,6 +150,7 @@ class Metrics:
         self.duration: Callable[[str], Histogram] = _cached(duration.labels)
         self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
         self.first_byte: Callable[[str], Histogram] = _cached(first_byte.labels)
+        self.passed_over: Callable[[str], Gauge] = _cached(passed_over.labels)
         self.tokens: Callable[[str, str], Counter] = _cached(tokens.labels)
         self.limited: Callable[[str, str], Counter] = _cached(limited.labels)
         self.budget_warnings: Callable[[str, str], Counter] = _cached(budget_warnings.labels)

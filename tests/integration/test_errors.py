@@ -20,9 +20,8 @@ LIMIT = 200_000
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("config")
-    g.write(folder, g.caller(), g.mock("echo"), g.route("echo", ["mock/echo"], "echo"))
-    with g.running(folder, "--max-body-bytes", str(LIMIT), name="errors") as running:
+    folder, flags = tmp_path_factory.mktemp("config"), ("--max-body-bytes", str(LIMIT))
+    with g.echoing(folder, "mock/echo", flags=flags, name="errors") as running:
         yield running
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,15 @@ def running(
         yield gateway
     finally:
         gateway.stop()
+
+
+@contextmanager
+def echoing(folder: Path, *models: str, flags: Sequence[str] = (), name: str) -> Iterator[Gateway]:
+    """A gateway whose Mock provider ``echo`` answers each of these models, for the key ``KEY``."""
+    routes = [route(f"echo-{number}", [model], "echo") for number, model in enumerate(models)]
+    write(folder, caller(), mock("echo"), *routes)
+    with running(folder, *flags, name=name) as gateway:
+        yield gateway
 
 
 def launch(
