@@ -105,8 +105,7 @@ class Table:
         ``free_only``, and unsupported_parameter when no route to choose can serve the ``needs``.
         """
         view = self._view(caller.namespace)
-        stem, _, suffix = requested.rpartition(":")
-        name, effort = (stem, suffix) if stem and suffix in EFFORTS else (requested, None)
+        name, effort = split_effort(requested)
         name = caller.model_aliases.get(name, name)
         found = _find(view, name)
         if found is None:
@@ -266,6 +265,12 @@ class Table:
         return RequestError(
             "model_not_found", f"No route serves the model {name[:128]!r}.{hint}", param="model"
         )
+
+
+def split_effort(requested: str) -> tuple[str, str | None]:
+    """A model's name without its effort suffix, and the suffix; None where there is no such."""
+    stem, _, suffix = requested.rpartition(":")
+    return (stem, suffix) if stem and suffix in EFFORTS else (requested, None)
 
 
 def known(snapshot: Snapshot, target: Target, model: str) -> KnownModel | None:

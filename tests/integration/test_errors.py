@@ -1,15 +1,27 @@
 """Every failure has the documented JSON envelope, whatever was asked and however badly."""
 
+import asyncio
 import http.client
 import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
+from prometheus_client import CollectorRegistry
 
 from support import gateway as g
 from support.gateway import Gateway
+from tollhouse.limits import Limits
+from tollhouse.proxy import Proxy
+from tollhouse.routing import Table
+from tollhouse.server import Server
+from tollhouse.settings import Settings
+from tollhouse.snapshot import Key, Mock, Pricing, Provider, Route, Snapshot, Target, key_digest
+from tollhouse.store.memory import MemoryStore
+from tollhouse.telemetry import Metrics, Tracer
+from tollhouse.upstream import Upstream
 
 CHAT = "/v1/chat/completions"
 AUTH = {"Authorization": f"Bearer {g.KEY}"}
@@ -188,3 +200,52 @@ def test_a_process_that_cannot_serve_says_what_to_do(arguments: tuple[str, ...],
     lines = gateway.text().strip().splitlines()
     assert said in lines[-1]
     assert "Traceback" not in gateway.text()
+
+
+async def test_a_fault_of_ours_is_an_internal_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """What no compiler lets through: a snapshot whose price is no number, met by a real proxy."""
+    target = Target("ai/echo", pricing=Pricing(input="cheap", output="cheap"))
+    snapshot = Snapshot.of(
+        [Provider("ai", "echo", "Mock", mock=Mock())],
+        [
+            Route("ai", "bad", ("bad",), (target,)),
+            Route("ai", "good", ("good",), (Target("ai/echo"),)),
+        ],
+        {key_digest(g.KEY): Key(namespace="ai", name="caller")},
+    )
+    metrics, tracer = Metrics(CollectorRegistry()), Tracer()
+    upstream = Upstream(metrics, tracer)
+    limits = Limits(MemoryStore(), metrics)
+    proxy = Proxy(Settings(), upstream, limits, metrics, tracer)
+    proxy.table = Table(snapshot, "digest")
+    server = Server(proxy.handle)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    messages: Any = [{"role": "user", "content": "hi"}]
+    try:
+        async with openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key=g.KEY, max_retries=0
+        ) as client:
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.chat.completions.create(
+                    model="bad", messages=messages, extra_headers={"x-request-id": "mine-1"}
+                )
+            # The caller is told whom to ask by which id; the reason stays in the log.
+            error = caught.value
+            assert (error.status_code, error.type, error.code) == (
+                500,
+                "internal_error",
+                "internal_error",
+            )
+            assert "mine-1" in error.message
+            assert "decimal" not in error.response.text
+            logged = capsys.readouterr()
+            assert "mine-1" in logged.out + logged.err and "decimal" in logged.out + logged.err
+            again = await client.chat.completions.create(model="good", messages=messages)
+            assert again.choices[0].message.content == "hi"
+    finally:
+        listener.close()
+        server.pre_shutdown()
+        await server.shutdown(1)
+        await upstream.close()
+    assert not server.connections

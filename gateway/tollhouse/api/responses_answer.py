@@ -3,13 +3,18 @@
 Source of the format: the OpenAI API reference, "The response object".
 """
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
+from tollhouse.api import additions, shape
+from tollhouse.api.additions import Origin
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.usage import Usage
 
+_NULL = msgspec.Raw(b"null")
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -34,6 +39,20 @@ class Message(msgspec.Struct):
     reasoning: str | dict[str, Any] | list[Any] | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
+    annotations: Any = None
+    images: Any = None
+
+    @property
+    def citations(self) -> list[dict[str, Any]]:
+        """The pages that the words cite, as a response has them."""
+        given = self.annotations if isinstance(self.annotations, list) else []
+        return [cited for it in given if (cited := _citation(it)) is not None]
+
+    @property
+    def pictures(self) -> list[str]:
+        """The URLs of the images that the model made, mostly data URIs."""
+        given = self.images if isinstance(self.images, list) else []
+        return [url for it in given if (url := _url_of(it)) is not None]
 
     @property
     def text(self) -> str:
@@ -91,7 +110,8 @@ class _Choice(msgspec.Struct):
 
 class _Completion(msgspec.Struct):
     choices: list[_Choice]
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+    model: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
 
 
 class _NativeUsage(msgspec.Struct):
@@ -115,6 +135,7 @@ class Frame:
 
     def __init__(self, request: ResponsesRequest, *, name: str, created: int) -> None:
         self.name = name
+        self.request = request
         asked = request.fields
         self._fields: dict[str, Any] = {
             "id": f"resp_{name}",
@@ -193,9 +214,25 @@ class Frame:
             "status": status,
         }
 
+    def image_item(self, index: int, url: str | None, status: str) -> dict[str, Any]:
+        """``url`` None as long as the image is not there."""
+        item: dict[str, Any] = {
+            "id": f"ig_{self.name}_{index}",
+            "type": "image_generation_call",
+            "status": status,
+            "result": url,
+        }
+        head, comma, data = (url or "").partition(",")
+        if comma and head.startswith("data:image/") and head.endswith(";base64"):
+            form = head.removeprefix("data:image/").partition(";")[0]
+            item |= {"result": data, "output_format": form}
+        return item
 
-def text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+def text_part(
+    text: str, logprobs: list[dict[str, Any]], citations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": citations, "logprobs": logprobs}
 
 
 def logprobs_of(given: Logprobs | None) -> list[dict[str, Any]]:
@@ -213,10 +250,13 @@ def outcome(finish_reason: str | None) -> tuple[str, str | None]:
     return ("completed", None) if reason is None else ("incomplete", reason)
 
 
-def from_chat(body: bytes, frame: Frame) -> tuple[bytes, Usage | None]:
+def from_chat(
+    body: bytes, frame: Frame, *, excluded: bool = False
+) -> tuple[dict[str, Any], Usage | None]:
     """The response that a whole chat completion comes to, and its usage.
 
-    Raises ValueError for a body that is no chat completion.
+    Its ``model`` is the provider's; ``excluded`` leaves the reasoning out. Raises ValueError for a
+    body that is no chat completion.
     """
     try:
         completion = _completion_decoder.decode(body)
@@ -228,19 +268,22 @@ def from_chat(body: bytes, frame: Frame) -> tuple[bytes, Usage | None]:
     message = choice.message
     status, reason = outcome(choice.finish_reason)
     output: list[dict[str, Any]] = []
-    if message.thoughts:
+    if message.thoughts and not excluded:
         output.append(frame.reasoning_item(0, message.thoughts, "completed"))
-    if message.text:
-        part = text_part(message.text, logprobs_of(choice.logprobs))
+    if message.text or message.citations:
+        part = text_part(message.text, logprobs_of(choice.logprobs), message.citations)
         output.append(frame.message_item(len(output), [part], status))
     if message.refusal:
         output.append(frame.message_item(len(output), [refusal_part(message.refusal)], status))
+    for url in message.pictures:
+        output.append(frame.image_item(len(output), url, "completed"))
     for call in message.tool_calls or ():
         function = call.function or Function()
         arguments = function.arguments or "{}"
         output.append(frame.call_item(len(output), call.id, function.name or "", arguments, status))
     usage, counted = read_chat_usage(completion.usage)
-    return msgspec.json.encode(frame.response(status, output, usage, reason=reason)), counted
+    response = frame.response(status, output, usage, reason=reason)
+    return {**response, "model": completion.model}, counted
 
 
 def read_chat_usage(raw: msgspec.Raw) -> tuple[ChatUsage | None, Usage | None]:
@@ -259,8 +302,8 @@ def read_chat_usage(raw: msgspec.Raw) -> tuple[ChatUsage | None, Usage | None]:
     )
 
 
-def from_native(body: bytes, model: str) -> tuple[bytes, Usage | None]:
-    """A provider's own response under the name that the caller asked for, and its usage.
+def from_native(body: bytes) -> tuple[dict[str, Any], Usage | None]:
+    """The fields of a provider's own response, and its usage.
 
     Raises ValueError for a body that is no response.
     """
@@ -268,10 +311,15 @@ def from_native(body: bytes, model: str) -> tuple[bytes, Usage | None]:
         fields: dict[str, Any] = dict(_fields_decoder.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("the answer is not a response") from error
-    counted = read_native_usage(fields.get("usage"))
-    if "model" in fields:
-        fields["model"] = model
-    return msgspec.json.encode(fields), counted
+    return fields, read_native_usage(fields.get("usage"))
+
+
+def encoded(fields: Mapping[str, Any], origin: Origin, price: Decimal | None) -> bytes:
+    """A whole response as the caller gets it; ``price`` (USD) is that of its usage."""
+    shown = additions.response(fields, origin, price)
+    if origin.strict:
+        return additions.strictly(shape.RESPONSE, shown)
+    return msgspec.json.encode(shown)
 
 
 def read_native_usage(raw: msgspec.Raw | None) -> Usage | None:
@@ -308,3 +356,25 @@ def _shown(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         return tool
     return {"description": None, "parameters": None, "strict": False, **tool}
+
+
+def _citation(annotation: object) -> dict[str, Any] | None:
+    """A chat annotation in a response's flatter form; None for one that a response has not."""
+    if not isinstance(annotation, dict) or annotation.get("type") != "url_citation":
+        return None
+    cited = annotation.get("url_citation")
+    if not isinstance(cited, dict) or not isinstance(cited.get("url"), str):
+        return None
+    return {
+        "type": "url_citation",
+        "start_index": cited.get("start_index") or 0,
+        "end_index": cited.get("end_index") or 0,
+        "title": cited.get("title") or "",
+        "url": cited["url"],
+    }
+
+
+def _url_of(image: object) -> str | None:
+    given = image.get("image_url") if isinstance(image, dict) else None
+    url = given.get("url") if isinstance(given, dict) else None
+    return url if isinstance(url, str) else None

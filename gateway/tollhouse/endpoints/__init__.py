@@ -6,12 +6,15 @@ sends the answer back. Who calls, and by which table, has been settled before it
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 
 import msgspec
 from aiohttp import web
 
 from tollhouse import failures, limits
+from tollhouse.api import cost
+from tollhouse.api.additions import Origin
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.limits import Limits
@@ -105,3 +108,49 @@ def refusal(error: UpstreamError, exchange: Exchange, resolution: Resolution) ->
     """The answer for a call that failed, whatever was tried."""
     trail = exchange.trail
     return failures.answer_for(error, resolution.route, trail.provider, trail.attempts)
+
+
+def is_strict(exchange: Exchange, route: Route) -> bool:
+    """Whether the answer is to have OpenAI's shape and nothing beside it."""
+    return route.strict or exchange.request.headers.get("x-tollhouse-strict", "").lower() == "true"
+
+
+def origin_of(
+    exchange: Exchange, resolution: Resolution, *, strict: bool, excluded: bool = False
+) -> Origin:
+    """Who answers, once an attempt is under way; ``excluded`` keeps reasoning from the caller."""
+    requested = resolution.requested
+    named = requested if "/" in requested else resolution.model
+    prefix, slash, _ = named.partition("/")
+    trail = exchange.trail
+    provider, target = trail.provider, trail.target
+    return Origin(
+        requested_model=requested,
+        requested_provider=prefix if slash else None,
+        used_model=resolution.model,
+        used_provider=provider.name if provider is not None else "",
+        upstream_model=trail.model,
+        pricing=cost.pricing_of(resolution.route, target) if target is not None else None,
+        strict=strict,
+        exclude_reasoning=excluded,
+    )
+
+
+def priced(
+    exchange: Exchange, origin: Origin, make: Callable[[Origin, Decimal | None], bytes]
+) -> web.Response:
+    """A whole answer with what it cost (USD) as a header; ``make`` is told it too."""
+    price = cost.of(exchange.trail.usage, origin.pricing)
+    headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
+    return exchange.whole(make(origin, price), headers)
+
+
+def check_web_search(resolution: Resolution, param: str) -> None:
+    """Raise RequestError, naming ``param``, unless the route says that its targets search."""
+    if resolution.route.capabilities.web_search is not True:
+        raise RequestError(
+            "unsupported_parameter",
+            f"{resolution.model} has no target that searches the web. Leave out `{param}`, or use "
+            "a model whose `capabilities` at GET /v1/models name web search.",
+            param=param,
+        )
