@@ -99,14 +99,15 @@ def whole(
     passes on as it came.
     """
     plain = seen is not None and seen.is_plain and not origin.exclude_reasoning
-    if seen is not None and plain and not origin.strict:
-        spliced = _spliced(body, seen, origin, usage, price)
-        if spliced is not None:
-            return spliced
+    if seen is not None and plain:
+        made = (
+            _cut_whole(body, origin)
+            if origin.strict
+            else _spliced(body, seen, origin, usage, price)
+        )
+        if made is not None:
+            return made
     try:
-        if plain and origin.strict:
-            answer = {**msgspec.json.decode(body), "model": origin.requested_model}
-            return msgspec.json.encode(shape.only(shape.CHAT, answer))
         fields: Fields = dict(_fields_decoder.decode(body))
     except _BROKEN:
         return body
@@ -153,6 +154,15 @@ def _spliced(
         return None
     added = msgspec.json.encode(metadata(origin, seen.model))
     return b"".join((*pieces, body[rest:end], b',"metadata":', added, b"}"))
+
+
+def _cut_whole(body: bytes, origin: Origin) -> bytes | None:
+    """The same for a strict caller; None for text that is not UTF-8."""
+    try:
+        answer = {**msgspec.json.decode(body), "model": origin.requested_model}
+        return msgspec.json.encode(shape.only(shape.CHAT, answer))
+    except _BROKEN:
+        return None
 
 
 def passed(
