@@ -154,7 +154,13 @@ class Proxy:
         ticket, trail = exchange.ticket, exchange.trail
         if ticket is None and self._ledger is None:
             return
-        spent, unknown = exchange.cost(), trail.usage is None and trail.charged
+        unknown = trail.usage is None and trail.charged
+        try:
+            spent = exchange.cost()
+        except ArithmeticError:
+            # A price that is no number, which no compiler lets through: what the request holds
+            # has to go all the same.
+            spent = None
         if ticket is not None:
             self._limits.settle(ticket, trail.usage, spent, unknown=unknown)
         if self._ledger is not None and exchange.caller is not None and trail.attempts:
