@@ -199,7 +199,10 @@ def launch(
             stderr=output,
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
-            env=inherited | {"TOLLHOUSE_LOG_FORMAT": "json"} | dict(environ or {}),
+            # A journal outlives its test, and folders of other runs have the same names.
+            env=inherited
+            | {"TOLLHOUSE_LOG_FORMAT": "json", "TOLLHOUSE_JOURNAL": "none"}
+            | dict(environ or {}),
         )
     return Gateway(process, log)
 

@@ -87,9 +87,12 @@ class Ticket:
         else:
             self._whole = held
         whole, own = self._whole, self._attempt
-        self.headers = answers.headers(
-            [*whole.lines, *own.lines], [*whole.admission.states, *own.admission.states]
-        )
+        if own is _NOBODY:
+            self.headers = answers.headers(whole.lines, whole.admission.states)
+        else:
+            self.headers = answers.headers(
+                [*whole.lines, *own.lines], [*whole.admission.states, *own.admission.states]
+            )
 
     def release(self, *, attempt: bool) -> "list[_Held]":
         """What is to be settled: an attempt's alone, or everything. Each is given out once."""

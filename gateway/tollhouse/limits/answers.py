@@ -20,6 +20,10 @@ _FAMILIES = {
     "input_tokens": "tokens",
     "output_tokens": "tokens",
 }
+_HEADERS = {
+    family: tuple(f"x-ratelimit-{what}-{family}" for what in ("limit", "remaining", "reset"))
+    for family in ("requests", "tokens")
+}
 _CODES = {"requests": "requests_limit", "concurrent": "concurrency_limit", MONEY: "budget_exceeded"}
 _UNITS = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86400.0: "day"}
 _NANO = 1_000_000_000
@@ -31,16 +35,18 @@ def headers(lines: Iterable[Line], states: Iterable[State]) -> dict[str, str]:
     strictest: dict[str, tuple[int, float, int]] = {}
     for line, state in zip(lines, states, strict=True):
         family = _FAMILIES.get(line.rule.counts)
-        if family is not None:
-            limit = line.rule.limit
-            stands = (max(0, limit - state.used), -state.resets, limit)
-            if family not in strictest or stands < strictest[family]:
-                strictest[family] = stands
+        if family is None:
+            continue
+        limit, resets = line.rule.limit, state.resets
+        left, other = max(0, limit - state.used), strictest.get(family)
+        if other is None or left < other[0] or (left == other[0] and resets > other[1]):
+            strictest[family] = (left, resets, limit)
     found: dict[str, str] = {}
-    for family, (left, minus_resets, limit) in strictest.items():
-        found[f"x-ratelimit-limit-{family}"] = str(limit)
-        found[f"x-ratelimit-remaining-{family}"] = str(left)
-        found[f"x-ratelimit-reset-{family}"] = duration(-minus_resets)
+    for family, (left, resets, limit) in strictest.items():
+        limits, remains, reset = _HEADERS[family]
+        found[limits] = str(limit)
+        found[remains] = str(left)
+        found[reset] = duration(resets)
     return found
 
 
