@@ -276,6 +276,16 @@ class TestTokens:
                 answer.close()
             await caller.until_left("key/output-tokens-per-hour", 900, 999)
 
+    async def test_a_caller_who_gives_up_waiting_pays_what_was_held(self, tmp_path: Path) -> None:
+        key = g.caller(limits=[{"outputTokens": 1000, "per": "Hour"}, {"concurrent": 1}])
+        async with calling(tmp_path, key, *to_mock({"firstByteDelay": "20s"})) as caller:
+            with pytest.raises(asyncio.TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await caller.post(max_tokens=300)
+            await caller.until_left("key/concurrent", 1, 1)
+            # Nobody can tell what the provider had done by then.
+            assert await caller.left("key/output-tokens-per-hour") == 700
+
     async def test_only_what_a_provider_charged_is_counted_after_a_fallback(
         self, tmp_path: Path
     ) -> None:
@@ -495,6 +505,30 @@ class TestPolicies:
             g.write(tmp_path, g.caller(limits=raised), *to_mock())
             await asyncio.to_thread(caller.gateway.wait_for_change, digest)
             assert [(await caller.post())[0] for _ in range(2)] == [200, 429]
+
+
+class TestWithoutTheStore:
+    @pytest.mark.parametrize("word", ["Deny", "Allow"])
+    async def test_the_policy_decides(self, tmp_path: Path, word: str) -> None:
+        one = policy(
+            "p",
+            [{"name": "few", "requests": 1, "per": "Hour", "scope": "Shared"}],
+            targetRefs=on("ModelRoute", "m"),
+            onStoreFailure=word,
+        )
+        # Nothing listens there.
+        nowhere = ("--store", "redis://127.0.0.1:1")
+        async with calling(tmp_path, g.caller(), one, *to_mock(), arguments=nowhere) as caller:
+            answers = [await caller.post() for _ in range(3)]
+            if word == "Allow":
+                assert [it[0] for it in answers] == [200, 200, 200]
+                assert await caller.left("policy/ai/p/few") is None
+                return
+            assert [it[0] for it in answers] == [503, 503, 503]
+            error = error_of(answers[0])
+            assert (error["type"], error["code"]) == ("internal_error", "limits_unavailable")
+            assert answers[0][1]["retry-after"] == "1"
+            assert "RateLimitPolicy ai/p cannot be counted now" in error["message"]
 
 
 class TestLedger:

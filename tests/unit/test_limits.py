@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from tollhouse.allowance import Allowance, Budget, Limit, Policy
 from tollhouse.api.usage import Usage
 from tollhouse.errors import Limited, RequestError
-from tollhouse.limits import Asking, Limits, answers, concern, plan
+from tollhouse.limits import Asking, Limits, Ticket, answers, concern, plan
 from tollhouse.limits.plan import Demand, Line
 from tollhouse.routing import Resolution
 from tollhouse.snapshot import (
@@ -27,6 +27,7 @@ from tollhouse.snapshot import (
     Target,
 )
 from tollhouse.store import Admission, Count, Kind, OnFailure, State
+from tollhouse.store.memory import MemoryStore
 from tollhouse.telemetry import Metrics
 
 NOW = 1_800_000_000.0
@@ -447,6 +448,44 @@ class TestLife:
         held = dict(table.used)
         limits.settle(ticket, None, None, unknown=True)
         assert table.used == {**held, "k:shop/checkout:c": 0}
+
+    @given(
+        st.lists(
+            st.tuples(st.integers(0, 300), st.integers(1, 300), st.booleans(), st.booleans()),
+            max_size=30,
+        )
+    )
+    @settings(deadline=None, max_examples=30)
+    async def test_nothing_is_left_held_and_nothing_counted_twice(
+        self, requests: list[tuple[int, int, bool, bool]]
+    ) -> None:
+        store = MemoryStore()
+        limits = Limits(store, Metrics(CollectorRegistry()))
+        under_way: list[tuple[Ticket, int]] = []
+        admitted = used = 0
+
+        def finish() -> int:
+            ticket, tokens = under_way.pop(0)
+            usage = Usage(prompt_tokens=tokens) if tokens else None
+            limits.settle(ticket, usage, Decimal(0), unknown=False)
+            return tokens
+
+        for tokens, cap, ends, fails in requests:
+            try:
+                ticket = await limits.admit(self.asking(max_tokens=cap))
+            except RequestError:
+                pass
+            else:
+                admitted += 1
+                under_way.append((ticket, 0 if fails else tokens))
+            if ends and under_way:
+                used += finish()
+        while under_way:
+            used += finish()
+        shown = await limits.look(Snapshot.of(), LIMITED, [])
+        left = {it["name"]: it["limit"] - it["remaining"] for it in shown["limits"]}
+        assert left == {"key/r": admitted, "key/t": min(1000, used), "key/c": 0}
+        assert admitted <= 5
 
     async def test_a_refusal_takes_nothing_and_says_what_is_left(
         self, limits: Limits, table: Table
