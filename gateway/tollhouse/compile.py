@@ -105,7 +105,7 @@ def _upstreams(
         found: list[Finding] = []
         upstream = compile_provider(resource, resources, found)
         if upstream is not None:
-            policies = attachments.policies(resource)
+            policies = attachments.within(resource.metadata.namespace).policies(resource)
             usable[resource.ref] = msgspec.structs.replace(upstream, policies=policies)
         else:
             broken.add(resource.ref)
@@ -123,7 +123,7 @@ def _routes(
         found: list[Finding] = []
         route = compile_route(resource, upstreams, namespaces, found)
         if route is not None:
-            policies = attachments.policies(resource)
+            policies = attachments.within(resource.metadata.namespace).policies(resource)
             route = msgspec.structs.replace(route, policies=policies)
         conflict = claims.claim(route) if route is not None else None
         if conflict is not None:
@@ -146,7 +146,9 @@ def _keys(
     callers: list[Caller] = []
     for resource in sorted(_living(resources.api_keys), key=_age):
         found: list[Finding] = []
-        caller = compile_caller(resource, resources, names, attachments, found)
+        caller = compile_caller(
+            resource, resources, names, attachments.within(resource.metadata.namespace), found
+        )
         if caller.current in keys:
             message = f"the ApiKey {keys[caller.current].id}, {_first(resource)}, has the same key"
             found = [refused(resource, "spec.secretName", Reason.CONFLICT, message)]

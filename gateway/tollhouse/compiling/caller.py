@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tollhouse import snapshot as live
-from tollhouse.compiling.limits import Attachments, allowance, key_limits
+from tollhouse.compiling.limits import Attached, allowance, key_limits
 from tollhouse.compiling.names import Names
 from tollhouse.findings import Finding, Reason, unresolved, warning
 from tollhouse.resources import ApiKey, Ref, Resources, SecretObject
@@ -38,14 +38,14 @@ def compile_caller(
     resource: ApiKey,
     resources: Resources,
     names: Names,
-    attachments: Attachments,
+    attached: Attached,
     found: list[Finding],
 ) -> Caller:
     """The caller, and among ``found`` what there is to say about it."""
     ref = (resource.metadata.namespace, resource.spec.secret_name or resource.metadata.name)
     secret = resources.secrets.get(ref)
     caller = Caller(
-        key=_key(resource, attachments, found),
+        key=_key(resource, attached, found),
         current=_current(resource, ref, secret, found),
         previous=tuple(_previous(resource, secret, found)) if secret else (),
     )
@@ -53,7 +53,7 @@ def compile_caller(
     return caller
 
 
-def _key(resource: ApiKey, attachments: Attachments, found: list[Finding]) -> live.Key:
+def _key(resource: ApiKey, attached: Attached, found: list[Finding]) -> live.Key:
     spec = resource.spec
     return live.Key(
         namespace=resource.metadata.namespace,
@@ -67,8 +67,8 @@ def _key(resource: ApiKey, attachments: Attachments, found: list[Finding]) -> li
         tags=dict(spec.tags),
         limits=key_limits(resource, found),
         budget=allowance(spec.budget) if spec.budget is not None else None,
-        policies=attachments.policies(resource),
-        budgets=attachments.budgets(resource),
+        policies=attached.policies(resource),
+        budgets=attached.budgets(resource),
     )
 
 

@@ -4,6 +4,7 @@ Policies and budgets are stored once; keys, routes and providers refer to them b
 thousand keys under one policy stay small.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
@@ -25,36 +26,73 @@ _WINDOWS = {"Second": 1.0, "Minute": 60.0, "Hour": 3600.0, "Day": 86400.0}
 _NANO = 1_000_000_000
 
 
-class Attachments:
-    """Which policies and budgets concern an object: by its name, or by its labels."""
+class Attached:
+    """What the policies and Budgets of one namespace concern: objects by their names, or by their
+    labels."""
 
-    def __init__(self, policies: Iterable[RateLimitPolicy], budgets: Iterable[Budget]) -> None:
-        self._named: dict[tuple[str, str, str], list[str]] = {}
-        self._selecting: dict[tuple[str, str], list[tuple[LabelSelector, str]]] = {}
-        self._budgets: dict[str, list[tuple[LabelSelector, str]]] = {}
-        for policy in policies:
-            namespace, name = policy.ref
-            spec, ident = policy.spec, f"{namespace}/{name}"
-            for ref in spec.target_refs or ():
-                self._named.setdefault((ref.kind, namespace, ref.name), []).append(ident)
-            if spec.selector is not None:
-                place = (spec.selector.kind, namespace)
-                self._selecting.setdefault(place, []).append((spec.selector, ident))
-        for budget in budgets:
-            namespace, name = budget.ref
-            entry = (budget.spec.selector, f"{namespace}/{name}")
-            self._budgets.setdefault(namespace, []).append(entry)
+    def __init__(self, made_from: tuple[RateLimitPolicy | Budget, ...]) -> None:
+        self.made_from = made_from
+        self._named: dict[tuple[str, str], list[str]] = {}
+        self._selecting: dict[str, list[tuple[LabelSelector, str]]] = {}
+        self._budgets: list[tuple[LabelSelector, str]] = []
+        for it in made_from:
+            ident = "/".join(it.ref)
+            if isinstance(it, Budget):
+                self._budgets.append((it.spec.selector, ident))
+                continue
+            for ref in it.spec.target_refs or ():
+                self._named.setdefault((ref.kind, ref.name), []).append(ident)
+            selector = it.spec.selector
+            if selector is not None:
+                self._selecting.setdefault(selector.kind, []).append((selector, ident))
 
     def policies(self, resource: Resource) -> tuple[str, ...]:
         """The ids of the policies on a Provider, ModelRoute or ApiKey, sorted."""
-        namespace, name = resource.ref
-        named = self._named.get((resource.kind, namespace, name), ())
-        selecting = self._selecting.get((resource.kind, namespace), ())
+        named = self._named.get((resource.kind, resource.metadata.name), ())
+        selecting = self._selecting.get(resource.kind, ())
         return tuple(sorted({*named, *_matching(selecting, resource)}))
 
     def budgets(self, resource: ApiKey) -> tuple[str, ...]:
         """The ids of the Budgets that an ApiKey spends from, sorted; its own is not among them."""
-        return tuple(sorted(_matching(self._budgets.get(resource.ref[0], ()), resource)))
+        return tuple(sorted(_matching(self._budgets, resource)))
+
+
+class Attachments:
+    """What policies and Budgets concern, by namespace.
+
+    A namespace of whose policies and Budgets nothing changed since ``before`` has the same object
+    as then.
+    """
+
+    def __init__(
+        self,
+        policies: Iterable[RateLimitPolicy],
+        budgets: Iterable[Budget],
+        before: "Attachments | None" = None,
+    ) -> None:
+        found: dict[str, list[RateLimitPolicy | Budget]] = {}
+        everything: tuple[RateLimitPolicy | Budget, ...] = (*policies, *budgets)
+        for it in everything:
+            found.setdefault(it.metadata.namespace, []).append(it)
+        known: dict[str, Attached] = before._within if before is not None else {}
+        self._within: dict[str, Attached] = {
+            namespace: _same(known.get(namespace, NOTHING_ATTACHED), tuple(made_from))
+            for namespace, made_from in found.items()
+        }
+
+    def within(self, namespace: str) -> Attached:
+        """What the policies and Budgets of this namespace concern."""
+        return self._within.get(namespace, NOTHING_ATTACHED)
+
+
+NOTHING_ATTACHED = Attached(())
+
+
+def _same(known: Attached, made_from: tuple[RateLimitPolicy | Budget, ...]) -> Attached:
+    before = known.made_from
+    if len(before) == len(made_from) and all(map(operator.is_, before, made_from)):
+        return known
+    return Attached(made_from)
 
 
 def compile_policy(
