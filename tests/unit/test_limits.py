@@ -1,6 +1,5 @@
 """Which limits concern a request, how much of them it takes, and what callers are told."""
 
-import dataclasses
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -255,7 +254,7 @@ class TestEstimates:
         demand = it.demand()
         assert demand.output_tokens == 0 and demand.prompt_tokens > 50
         assert demand.cost == demand.prompt_tokens * 2_000
-        writes = dataclasses.replace(it, writes=True).demand()
+        writes = msgspec.structs.replace(it, writes=True).demand()
         assert writes.cost == demand.cost + plan.ASSUMED_OUTPUT * 8_000
 
 

@@ -7,7 +7,7 @@ it what was really used. ``plan`` says which limits those are, ``calendar`` when
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from time import time
@@ -36,16 +36,19 @@ _MOST_MONEY = 10**18
 _NOTHING = Demand(0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
+class Asking(msgspec.Struct, frozen=True):
     """A request as limits see it. ``fields`` are those of its body, and ``writes`` says whether its
     answer is written in tokens."""
 
     snapshot: Snapshot
     caller: Key
     resolution: Resolution
-    fields: Mapping[str, msgspec.Raw] = field(repr=False)
+    fields: Mapping[str, msgspec.Raw]
     writes: bool
+
+    def __repr__(self) -> str:
+        """Without what the caller wrote."""
+        return f"Asking(of {self.caller.id})"
 
     def demand(self) -> Demand:
         """What it may use at most."""

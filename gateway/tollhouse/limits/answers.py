@@ -196,6 +196,8 @@ def beyond(line: Line, state: State) -> int | None:
 
     One that goes on when it is exceeded warns at 100, too.
     """
+    if line.rule.rejects and not line.rule.warn_at:
+        return None
     marks = line.rule.warn_at if line.rule.rejects else (*line.rule.warn_at, 100)
     reached = [it for it in marks if state.used * 100 >= line.count.limit * it]
     return max(reached, default=None)

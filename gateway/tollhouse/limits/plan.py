@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
 
@@ -19,6 +18,7 @@ ASSUMED_OUTPUT = 4096
 """Tokens that an answer is taken to have at most where neither its caller nor anybody else says."""
 _WHOLE = frozenset({"requests", "concurrent"})
 """What every request takes one of."""
+_WINDOW, _PERIOD = Kind.WINDOW, Kind.PERIOD
 _LONGEST_COUNTER = 200
 _ANSWERS = ("n", "best_of")
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -28,8 +28,7 @@ _PROMPTS = ("messages", "input", "instructions", "prompt", "tools", "query", "do
 _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """What one request may use at most: tokens, and nano-USD, None where nobody knows a price.
 
     ``assumed``: nobody capped the answer, so that ``output_tokens`` is the gateway's own guess. A
@@ -81,42 +80,28 @@ class Plan:
     It is worked out once, since a request must not pay for names and dates that stay the same.
     """
 
-    __slots__ = ("_bounds", "_fixed", "_rules", "by_user", "spends", "weighs")
+    __slots__ = ("_bounds", "_entries", "by_user", "spends", "weighs")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        self._rules = tuple(rules)
-        self._fixed = tuple(_fixed(rule) for rule in self._rules)
+        self._entries = tuple((rule, _fixed(rule)) for rule in rules)
         self._bounds: dict[str, tuple[int, int]] = {}
-        self.by_user = any(rule.by_user for rule in self._rules)
-        self.weighs = any(rule.counts not in _WHOLE for rule in self._rules)
+        self.by_user = any(rule.by_user for rule, _ in self._entries)
+        self.weighs = any(rule.counts not in _WHOLE for rule, _ in self._entries)
         """Whether it matters how large a request is."""
-        self.spends = any(rule.counts == MONEY for rule in self._rules)
+        self.spends = any(rule.counts == MONEY for rule, _ in self._entries)
 
     def lines(self, user: str | None, demand: Demand, now: float) -> list[Line]:
         """What a request of this size takes; ``now`` in seconds since the epoch, ``user`` the
         field of that name."""
-        return [
-            line or Line(rule, self._count(rule, user, demand, now))
-            for rule, line in zip(self._rules, self._fixed, strict=True)
-        ]
-
-    def _count(self, rule: Rule, user: str | None, demand: Demand, now: float) -> Count:
-        if rule.counts == MONEY:
-            return self._money(rule, demand, now)
-        takes = amount(rule.counts, demand)
-        weighs = rule.counts not in _WHOLE
-        if weighs and demand.assumed:
-            certain = 0 if rule.counts == "output_tokens" else demand.prompt_tokens
-            takes = max(certain, min(takes, rule.limit))
-        return Count(
-            counter=_for_user(rule.counter, user) if rule.by_user and user else rule.counter,
-            kind=Kind.CONCURRENT if rule.counts == "concurrent" else Kind.WINDOW,
-            limit=rule.limit,
-            amount=takes,
-            span=rule.window,
-            settles=weighs,
-            on_failure=rule.failing,
-        )
+        found: list[Line] = []
+        for rule, line in self._entries:
+            if line is not None:
+                found.append(line)
+            elif rule.counts == MONEY:
+                found.append(Line(rule, self._money(rule, demand, now)))
+            else:
+                found.append(Line(rule, _count(rule, user, demand)))
+        return found
 
     def _money(self, rule: Rule, demand: Demand, now: float) -> Count:
         since, until = self._bounds.get(rule.counter, (0, 0))
@@ -125,17 +110,11 @@ class Plan:
             since, until = calendar.bounds(allowance.period, allowance.time_zone, now)
             self._bounds[rule.counter] = (since, until)
         # At least one, so that a budget that is spent refuses what costs next to nothing too.
-        takes = max(1, demand.cost) if demand.cost is not None else 0
-        return Count(
-            counter=rule.counter,
-            kind=Kind.PERIOD,
-            limit=rule.limit,
-            amount=min(takes, rule.limit) if demand.assumed else takes,
-            since=since,
-            until=until,
-            settles=True,
-            refuses=rule.rejects and demand.cost is not None,
-        )
+        takes = (demand.cost or 1) if demand.cost is not None else 0
+        if demand.assumed:
+            takes = min(takes, rule.limit)
+        refuses = rule.rejects and demand.cost is not None
+        return Count(rule.counter, _PERIOD, rule.limit, takes, 0.0, since, until, True, refuses)
 
 
 def concerned(caller: Key, route: Route) -> bool:
@@ -259,8 +238,10 @@ def prompt_of(fields: Mapping[str, msgspec.Raw]) -> int:
 
 def user_of(fields: Mapping[str, msgspec.Raw]) -> str | None:
     """The request's ``user``: whom the caller asks for."""
-    user: str | None = _read(fields.get("user"), str)
-    return user
+    try:
+        return _texts.decode(fields["user"]) if "user" in fields else None
+    except _BROKEN:
+        return None
 
 
 def _own(caller: Key) -> Iterator[Rule]:
@@ -342,9 +323,25 @@ def _fixed(rule: Rule) -> Line | None:
     """The line of every request, where nothing of it depends on the request."""
     if rule.by_user or rule.counts not in _WHOLE:
         return None
-    kind = Kind.CONCURRENT if rule.counts == "concurrent" else Kind.WINDOW
-    count = Count(rule.counter, kind, rule.limit, 1, rule.window, on_failure=rule.failing)
-    return Line(rule, count)
+    return Line(rule, _count(rule, None, _LOOK))
+
+
+def _count(rule: Rule, user: str | None, demand: Demand) -> Count:
+    """What a request takes of a limit."""
+    counts, limit = rule.counts, rule.limit
+    takes, settles = amount(counts, demand), counts not in _WHOLE
+    if settles and demand.assumed:
+        certain = 0 if counts == "output_tokens" else demand.prompt_tokens
+        takes = max(certain, min(takes, limit))
+    return Count(
+        _for_user(rule.counter, user) if rule.by_user and user else rule.counter,
+        Kind.CONCURRENT if counts == "concurrent" else _WINDOW,
+        limit,
+        takes,
+        rule.window,
+        settles=settles,
+        on_failure=rule.failing,
+    )
 
 
 def _for_user(counter: str, user: str) -> str:
@@ -372,16 +369,13 @@ def _counter(parts: list[str]) -> str:
     return f"{text[:100]}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _number(raw: msgspec.Raw | None) -> int | None:
-    number: int | None = _read(raw, int)
-    return number
+_numbers = msgspec.json.Decoder(int)
+_texts = msgspec.json.Decoder(str)
 
 
-def _read(raw: msgspec.Raw | None, kind: type) -> Any:
-    """A caller's field; None where it is absent, null, or of another type."""
-    if raw is None:
-        return None
+def _number(raw: msgspec.Raw) -> int | None:
+    """A caller's field; None where it is no number."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return _numbers.decode(raw)
     except _BROKEN:
         return None
