@@ -13,7 +13,7 @@ import structlog
 
 from tollhouse import __version__, ops, telemetry
 from tollhouse.errors import ConfigError
-from tollhouse.limits import Limits
+from tollhouse.limits import Limits, plan
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
@@ -188,7 +188,10 @@ class App:
             await self._swapped.wait()
             self._swapped.clear()
             if self._proxy.table is not None:
-                await self._upstream.keep(self._proxy.table.snapshot)
+                snapshot = self._proxy.table.snapshot
+                await self._upstream.keep(snapshot)
+                names = plan.names(snapshot)
+                self._metrics.keep(snapshot.routes.keys() | snapshot.providers.keys() | names)
 
     def _handle_signals(self, source: Source) -> None:
         loop = asyncio.get_running_loop()

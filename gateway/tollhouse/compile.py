@@ -1,23 +1,26 @@
 """Resources → the snapshot that gateways serve, and what there is to say about each resource.
 
-Pure: no I/O and no clock, and the same resources give the same snapshot and findings, in the same
-order. Each object is compiled by a function of its own; then come the rules between objects: names
-that two routes claim, and a key that two ApiKeys hold. Whatever is wrong with one object is a
-finding about it and leaves all others as they are.
+Pure: no I/O and no clock. The same resources on the same day give the same snapshot and findings,
+in the same order; the day decides which published prices hold. Each object is compiled by a
+function of its own; then come the rules between objects: names that two routes claim, names to
+choose among, and a key that two ApiKeys hold. Whatever is wrong with one object is a finding about
+it and leaves all others as they are.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from itertools import groupby
 from typing import TypeVar
 
 import msgspec
 
+from tollhouse.compiling import known
 from tollhouse.compiling.caller import KEY_NAME, PREVIOUS_DIGESTS, Caller, compile_caller
 from tollhouse.compiling.limits import Attachments, compile_budget, compile_policy
 from tollhouse.compiling.names import Claims, Names, Namespaces
 from tollhouse.compiling.provider import compile_provider
-from tollhouse.compiling.route import Upstreams, compile_route, known_models
+from tollhouse.compiling.route import Upstreams, check_select, compile_route, known_models
 from tollhouse.findings import Condition, Finding, Reason, conditions, refused
 from tollhouse.resources import (
     Provider,
@@ -57,17 +60,21 @@ class Compiled:
         return {about: tuple(found) for about, found in groupby(self.findings, _about)}
 
 
-def compile_snapshot(resources: Resources) -> Compiled:
+def compile_snapshot(resources: Resources, day: date = known.DAY) -> Compiled:
     """The snapshot of these resources, and every finding about them.
+
+    Published prices are those of the ``day`` (UTC); see ``known.DAY`` for what is taken otherwise.
 
     Findings are about the five kinds, and about Secrets and ConfigMaps that cannot be read.
     """
     findings = [finding for it in resources.refused for finding in _refused(it)]
     policies, budgets = _living(resources.policies), _living(resources.budgets)
     attachments = Attachments(policies, budgets)
-    upstreams = _upstreams(resources, attachments, findings)
+    upstreams = _upstreams(resources, day, attachments, findings)
     routes = _routes(resources, upstreams, attachments, findings)
-    keys = _keys(resources, Names(routes), attachments, findings)
+    names = Names(routes)
+    _check_selects(resources, routes, findings)
+    keys = _keys(resources, names, attachments, findings)
     compiled_policies = [compile_policy(it, resources, findings) for it in policies]
     compiled_budgets = [compile_budget(it, resources, findings) for it in budgets]
     tables = known_models(routes, upstreams)
@@ -97,7 +104,7 @@ def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
 
 
 def _upstreams(
-    resources: Resources, attachments: Attachments, findings: list[Finding]
+    resources: Resources, day: date, attachments: Attachments, findings: list[Finding]
 ) -> Upstreams:
     usable: dict[Ref, Upstream] = {}
     broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
@@ -111,7 +118,7 @@ def _upstreams(
             broken.add(resource.ref)
         findings += found
     timeouts = {ref: resources.providers[ref].spec.timeouts for ref in usable}
-    return Upstreams(usable, timeouts, frozenset(broken))
+    return Upstreams(usable, timeouts, frozenset(broken), day)
 
 
 def _routes(
@@ -135,6 +142,15 @@ def _routes(
             found = [refused(resource, path, Reason.CONFLICT, message)]
         findings += found
     return sorted(claims.routes, key=lambda route: (route.namespace, route.name))
+
+
+def _check_selects(resources: Resources, routes: list[Route], findings: list[Finding]) -> None:
+    """Say which routes choose among models that nobody has."""
+    choosing = [it for it in routes if it.select is not None]
+    if choosing:
+        names = Names(it for it in routes if it.select is None)
+        for it in choosing:
+            check_select(resources.routes[it.namespace, it.name], names, findings)
 
 
 def _keys(

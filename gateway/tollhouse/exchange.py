@@ -61,6 +61,7 @@ class Exchange:
         self.trail = Trail()
         self.caller: Key | None = None
         self.resolution: Resolution | None = None
+        self.searches = 0
         self.ticket: Ticket | None = None
         self.route = "none"
         self.status = 0
@@ -325,7 +326,7 @@ class Exchange:
         resolution, target = self.resolution, self.trail.target
         if resolution is None or target is None:
             return None
-        return cost.of(self.trail.usage, cost.pricing_of(resolution.route, target))
+        return cost.of(self.trail.usage, cost.pricing_of(resolution.route, target), self.searches)
 
     def overhead(self) -> float:
         """Seconds up to the answer's first byte that were not spent waiting for a provider."""

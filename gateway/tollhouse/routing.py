@@ -14,7 +14,8 @@ from itertools import groupby
 import msgspec
 
 from tollhouse.errors import RequestError
-from tollhouse.snapshot import Key, KnownModel, Route, Select, Snapshot, Target, completed, price
+from tollhouse.pricing import completed, searches
+from tollhouse.snapshot import Key, KnownModel, Route, Select, Snapshot, Target
 
 EFFORTS = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 _HINT_POOL = 500
@@ -164,20 +165,12 @@ class Table:
         return concrete
 
     def _worked_out(self, route: Route, matched: str) -> Route:
-        targets: list[Target] = []
-        models: list[KnownModel] = []
-        for target in route.targets:
-            found = known(self.snapshot, target, matched) if target.model is None else None
-            if found is not None:
-                models.append(found)
-                pricing = price(target.pricing, found)
-                targets.append(msgspec.structs.replace(target, pricing=pricing))
-            else:
-                targets.append(target)
-        able = route.capabilities
-        if models and len(models) == len(targets):
-            able = completed(able, models)
-        return msgspec.structs.replace(route, targets=tuple(targets), capabilities=able)
+        models = [
+            known(self.snapshot, target, matched) if target.model is None else None
+            for target in route.targets
+        ]
+        targets, able = completed(route.targets, route.capabilities, models)
+        return msgspec.structs.replace(route, targets=targets, capabilities=able)
 
     def _choose(
         self,
@@ -212,6 +205,8 @@ class Table:
                 target,
                 model=target.model or its or name,
                 priority=target.priority + number * _LEVELS,
+                # The targets of one route are judged by its own capabilities.
+                web_search=searches(target, route.capabilities),
             )
             for number, (route, name, its) in enumerate(same)
             for target in route.targets
@@ -287,6 +282,26 @@ def known(snapshot: Snapshot, target: Target, model: str) -> KnownModel | None:
         if found is not None:
             return found
     return None
+
+
+def searching(resolution: Resolution, param: str) -> Resolution:
+    """The same with those of the targets that search the web; the others are passed over.
+
+    Raises RequestError, naming ``param`` as what asks for it, when none of the targets does. A
+    route without any target is left as it is: what is wrong with that is not the caller's.
+    """
+    route = resolution.route
+    able = tuple(it for it in route.targets if searches(it, route.capabilities))
+    if len(able) == len(route.targets):
+        return resolution
+    if not able:
+        raise RequestError(
+            "unsupported_parameter",
+            f"{resolution.model} has no target that searches the web. Leave out `{param}`, or use "
+            "a model whose `capabilities` at GET /v1/models name web search.",
+            param=param,
+        )
+    return replace(resolution, route=msgspec.structs.replace(route, targets=able))
 
 
 def order(targets: Iterable[Target], draw: Callable[[], float]) -> list[list[Target]]:
@@ -370,7 +385,7 @@ def _lacks(route: Route, needs: Needs) -> list[str]:
         lacks.append("tools")
     if needs.reasoning and able.reasoning is False:
         lacks.append("reasoning")
-    if needs.web_search and able.web_search is not True:
+    if needs.web_search and not any(searches(it, able) for it in route.targets):
         lacks.append("web search")
     if able.context_window is not None and needs.prompt_tokens > able.context_window:
         lacks.append(f"a context window for about {needs.prompt_tokens} tokens")
@@ -396,7 +411,12 @@ def _nothing_left(asked: Route, lacking: set[str]) -> RequestError:
 
 
 def _is_free(route: Route) -> bool:
-    return route.free or bool(route.targets and all(_cost(it) == 0 for it in route.targets))
+    return route.free or bool(route.targets and all(map(_is_gratis, route.targets)))
+
+
+def _is_gratis(target: Target) -> bool:
+    pricing = target.pricing
+    return pricing is not None and _cost(target) == 0 and Decimal(pricing.request or 0) == 0
 
 
 def _cost(target: Target) -> Decimal:

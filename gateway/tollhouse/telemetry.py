@@ -10,8 +10,9 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 from opentelemetry import propagate, trace
@@ -145,20 +146,57 @@ class Metrics:
             ["mode"],
             registry=registry,
         )
-        self.store_decisions: Callable[[str], Counter] = _cached(store_decisions.labels)
-        self.requests: Callable[[str, int, str], Counter] = _cached(requests.labels)
-        self.duration: Callable[[str], Histogram] = _cached(duration.labels)
-        self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
-        self.first_byte: Callable[[str], Histogram] = _cached(first_byte.labels)
-        self.passed_over: Callable[[str], Gauge] = _cached(passed_over.labels)
-        self.tokens: Callable[[str, str], Counter] = _cached(tokens.labels)
-        self.limited: Callable[[str, str], Counter] = _cached(limited.labels)
-        self.budget_warnings: Callable[[str, str], Counter] = _cached(budget_warnings.labels)
-        self.unpriced: Callable[[str], Counter] = _cached(unpriced.labels)
-        self.estimated_tokens: Callable[[str, str], Counter] = _cached(estimated_tokens.labels)
+        named = (
+            *(requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens),
+            *(limited, budget_warnings, unpriced, store_decisions),
+        )
+        by_name = {metric: _Series(metric) for metric in named}
+        self._series = tuple(by_name.values())
+        self.requests: Callable[[str, int, str], Counter] = by_name[requests].child
+        self.duration: Callable[[str], Histogram] = by_name[duration].child
+        self.attempts: Callable[[str, str], Counter] = by_name[attempts].child
+        self.first_byte: Callable[[str], Histogram] = by_name[first_byte].child
+        self.passed_over: Callable[[str], Gauge] = by_name[passed_over].child
+        self.tokens: Callable[[str, str], Counter] = by_name[tokens].child
+        self.estimated_tokens: Callable[[str, str], Counter] = by_name[estimated_tokens].child
+        self.limited: Callable[[str, str], Counter] = by_name[limited].child
+        self.budget_warnings: Callable[[str, str], Counter] = by_name[budget_warnings].child
+        self.unpriced: Callable[[str], Counter] = by_name[unpriced].child
+        self.store_decisions: Callable[[str], Counter] = by_name[store_decisions].child
+
+    def keep(self, objects: Collection[str]) -> None:
+        """Forget the series of routes and providers (namespace/name), of limits and budgets (by
+        their names) that are not among these.
+
+        Words that name no object, such as ``models`` for the catalogue, stay. Processes that share
+        their series keep them until they end: the library cannot take one out of a shared file.
+        """
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            for series in self._series:
+                series.keep(objects)
 
 
-_cached = functools.lru_cache(maxsize=4096)
+class _Series:
+    """The series of one metric, by the values of its labels, the first of which is an object."""
+
+    def __init__(self, metric: Counter | Gauge | Histogram) -> None:
+        self._metric = metric
+        self._seen: set[tuple[str, ...]] = set()
+        self.child: Callable[..., Any] = functools.lru_cache(maxsize=4096)(self._make)
+        self._forget = self.child.cache_clear
+
+    def keep(self, objects: Collection[str]) -> None:
+        gone = [it for it in self._seen if "/" in it[0] and it[0] not in objects]
+        for labels in gone:
+            self._metric.remove(*labels)
+            self._seen.discard(labels)
+        if gone:
+            # What is counted for one of them from now on begins a new series.
+            self._forget()
+
+    def _make(self, *labels: object) -> Counter | Gauge | Histogram:
+        self._seen.add(tuple(map(str, labels)))
+        return self._metric.labels(*labels)
 
 
 def exposition() -> bytes:

@@ -8,6 +8,7 @@ exists.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from time import monotonic
 
 import structlog
@@ -155,5 +156,5 @@ class Leader:
 
 
 def _compile(resources: Resources) -> tuple[Compiled, dict[str, bytes]]:
-    compiled = compile_snapshot(resources)
+    compiled = compile_snapshot(resources, datetime.now(UTC).date())
     return compiled, shards(compiled.snapshot)

@@ -43,13 +43,13 @@ async def draining(folder: Path, *arguments: str) -> AsyncIterator[Gateway]:
 
 async def begin_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(raw.post(raw.chat("slow/stream", stream=True)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await reader.readuntil(b"first")
 
 
 async def begin_whole(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
     writer.write(raw.post(raw.chat("slow/whole")))
-    await eventually(lambda: "in_flight_requests 1.0" in gateway.ops("/metrics")[1])
+    await eventually(lambda: "in_flight_requests 1.0" in gateway.ops("/metrics")[1], 30)
 
 
 class TestWhatIsCut:
@@ -64,25 +64,26 @@ class TestWhatIsCut:
                 if how == "second-signal":
                     await asyncio.sleep(0.3)
                     gateway.process.send_signal(signal.SIGTERM)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     rest = await reader.read()
                 took = time.monotonic() - begun
-            assert await asyncio.to_thread(gateway.process.wait, 5) == 0
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
         # The last chunk of the transfer encoding came too: nobody takes this for a reset.
         assert rest.endswith(b"\r\n0\r\n\r\n")
         event = next(line for line in rest.split(b"\n") if line.startswith(b'data: {"error"'))
         error = json.loads(event.removeprefix(b"data: "))["error"]
         assert (error["type"], error["code"]) == ("provider_error", "draining")
         assert b"[DONE]" not in rest
-        assert took < 4
+        # The answer itself would have taken a minute.
+        assert took < 30
 
     async def test_a_whole_answer_that_has_not_begun_is_a_503(self, tmp_path: Path) -> None:
         async with draining(tmp_path, "--drain-timeout", "1") as gateway:
             async with raw.connection(gateway.port) as (reader, writer):
                 await begin_whole(gateway, writer)
                 gateway.process.send_signal(signal.SIGTERM)
-                answer = await raw.read_answer(reader, 5)
-            assert await asyncio.to_thread(gateway.process.wait, 5) == 0
+                answer = await raw.read_answer(reader, 30)
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
         assert (answer.status, answer.error["code"]) == (503, "draining")
         assert answer.headers["retry-after"] == "1"
         assert "Traceback" not in gateway.text()
@@ -94,8 +95,8 @@ class TestWhatIsCut:
                 writer.transport.pause_reading()  # type: ignore[attr-defined]  # because its type says only BaseTransport
                 begun = time.monotonic()
                 gateway.process.send_signal(signal.SIGTERM)
-                assert await asyncio.to_thread(gateway.process.wait, 8) == 0
-                assert time.monotonic() - begun < 5
+                assert await asyncio.to_thread(gateway.process.wait, 30) == 0
+                assert time.monotonic() - begun < 30
 
     async def test_workers_do_the_same(self, tmp_path: Path) -> None:
         async with draining(tmp_path, "--workers", "2", "--drain-timeout", "60") as gateway:
@@ -104,24 +105,24 @@ class TestWhatIsCut:
                 for _ in range(2):
                     gateway.process.send_signal(signal.SIGTERM)
                     await asyncio.sleep(0.5)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     rest = await reader.read()
-            assert await asyncio.to_thread(gateway.process.wait, 10) == 0
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
         assert b'"code":"draining"' in rest and b"[DONE]" not in rest
 
 
 class TestTheDelay:
     async def test_it_is_not_ready_at_once_and_serves_on(self, tmp_path: Path) -> None:
-        async with draining(tmp_path, "--drain-delay", "1.5") as gateway:
+        async with draining(tmp_path, "--drain-delay", "6") as gateway:
             gateway.process.send_signal(signal.SIGTERM)
             begun = time.monotonic()
-            await eventually(lambda: gateway.ops("/readyz")[0] == 503)
+            await eventually(lambda: gateway.ops("/readyz")[0] == 503, 30)
             assert gateway.ops("/livez")[0] == 200
-            while time.monotonic() - begun < 1:
+            while time.monotonic() - begun < 2:
                 async with raw.connection(gateway.port) as (reader, writer):
                     writer.write(raw.post(raw.chat("quick")))
                     assert (await raw.read_answer(reader)).status == 200
-            assert await asyncio.to_thread(gateway.process.wait, 10) == 0
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
             with pytest.raises(ConnectionRefusedError):
                 async with raw.connection(gateway.port):
                     pass
@@ -129,9 +130,9 @@ class TestTheDelay:
     async def test_a_second_signal_does_not_wait_for_it(self, tmp_path: Path) -> None:
         async with draining(tmp_path, "--drain-delay", "60") as gateway:
             gateway.process.send_signal(signal.SIGTERM)
-            await eventually(lambda: gateway.ops("/readyz")[0] == 503)
+            await eventually(lambda: gateway.ops("/readyz")[0] == 503, 30)
             gateway.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(gateway.process.wait, 5) == 0
+            assert await asyncio.to_thread(gateway.process.wait, 30) == 0
 
 
 async def test_it_is_alive_and_not_ready_before_it_has_a_configuration(tmp_path: Path) -> None:
@@ -148,8 +149,9 @@ async def test_it_is_alive_and_not_ready_before_it_has_a_configuration(tmp_path:
     path.write_text(yaml.safe_dump(kubeconfig))
     gateway = g.launch("--snapshot", "ai/none", "--kubeconfig", path, name="unconfigured")
     try:
+        await eventually(lambda: '"ops_port"' in gateway.text(), 30)
         with contextlib.suppress(AssertionError):
-            await asyncio.to_thread(g.wait_until_ready, gateway, 3)
+            await asyncio.to_thread(g.wait_until_ready, gateway, 1)
         assert gateway.ops("/livez")[0] == 200
         assert gateway.ops("/readyz")[0] == 503
         assert "serves" not in gateway.text()

@@ -45,7 +45,8 @@ class Origin(msgspec.Struct, frozen=True):
     """Who was asked and who answers, and what of the answer the caller wants.
 
     Models are by canonical id but for ``requested_model``, the name as sent, and
-    ``upstream_model``, the provider's own. ``pricing`` None: nobody knows the price.
+    ``upstream_model``, the provider's own. ``pricing`` None: nobody knows the price. ``searches``
+    are the web searches to charge where the provider does not count them.
     """
 
     requested_model: str
@@ -56,6 +57,7 @@ class Origin(msgspec.Struct, frozen=True):
     pricing: Pricing | None = None
     strict: bool = False
     exclude_reasoning: bool = False
+    searches: int = 0
 
 
 class _Message(msgspec.Struct):
@@ -256,7 +258,7 @@ class Chunks:
         if origin.strict:
             return strictly(self._cut, fields)
         if usage is not None and shows_usage:
-            price = cost.of(usage, origin.pricing)
+            price = cost.of(usage, origin.pricing, origin.searches)
             fields["usage"] = _usage(fields["usage"], usage, price)
         if finishes or (usage is not None and shows_usage):
             fields["metadata"] = metadata(origin, underlying)

@@ -151,7 +151,7 @@ class TranslatedWatch:
         response = additions.response(
             {**response, "model": self._underlying},
             self._origin,
-            cost.of(self._counted, self._origin.pricing),
+            cost.of(self._counted, self._origin.pricing, self._origin.searches),
         )
         events.append(self._event(f"response.{status}", response=response))
         return b"".join(events)
@@ -414,7 +414,7 @@ class NativeWatch:
             self._counted = usage
         shown: dict[str, Any] = {**seen.response}
         if kind in _OVER:
-            price = cost.of(usage, self._origin.pricing)
+            price = cost.of(usage, self._origin.pricing, self._origin.searches)
             shown = additions.response(shown, self._origin, price)
         elif "model" in shown:
             shown["model"] = self._origin.requested_model

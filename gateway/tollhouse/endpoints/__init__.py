@@ -67,15 +67,18 @@ class Context:
         operation: str,
         compose: Compose,
         fields: Mapping[str, msgspec.Raw],
+        *,
+        searches: int = 0,
     ) -> Call:
         """A call to whichever target of the route answers; ``compose`` says what to send to it.
 
         Whatever limits the request has been asked then: raises RequestError when it may not pass.
-        ``fields`` are those of its body, {} for a form.
+        ``fields`` are those of its body, {} for a form; ``searches`` the web searches to charge
+        where a provider does not count them.
         """
         route, snapshot = resolution.route, self.table.snapshot
         exchange.route = route.id
-        exchange.resolution = resolution
+        exchange.resolution, exchange.searches = resolution, searches
         headers = exchange.request.headers
         enter = None
         if limits.concern(snapshot, self.caller, route):
@@ -85,6 +88,7 @@ class Context:
                     caller=self.caller,
                     resolution=resolution,
                     fields=fields,
+                    searches=searches,
                     writes=operation in _WRITES,
                 )
             )
@@ -140,7 +144,7 @@ def priced(
     exchange: Exchange, origin: Origin, make: Callable[[Origin, Decimal | None], bytes]
 ) -> web.Response:
     """A whole answer with what it cost (USD) as a header; ``make`` is told it too."""
-    price = cost.of(exchange.trail.usage, origin.pricing)
+    price = cost.of(exchange.trail.usage, origin.pricing, origin.searches)
     headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
     return exchange.whole(make(origin, price), headers)
 

@@ -1,13 +1,15 @@
 """``POST /v1/chat/completions``."""
 
+import msgspec
 from aiohttp import web
 
+from tollhouse import routing
 from tollhouse.api import answers, chat
 from tollhouse.api import reasoning as reasons
 from tollhouse.api.additions import Origin
 from tollhouse.api.chat import ChatRequest
 from tollhouse.api.reasoning import Reasoning
-from tollhouse.endpoints import Context, check_web_search, is_strict, origin_of, priced, refusal
+from tollhouse.endpoints import Context, is_strict, origin_of, priced, refusal
 from tollhouse.errors import UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.providers import openai
@@ -22,8 +24,9 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     route, trail = resolution.route, exchange.trail
     reasons.check(reasoning, route)
     if request.web_search:
-        asked_by_tool = request.web_search_tool is not None
-        check_web_search(resolution, "tools" if asked_by_tool else "webSearchEnabled")
+        by_tool = request.web_search_tool is not None
+        resolution = routing.searching(resolution, "tools" if by_tool else "webSearchEnabled")
+        route = resolution.route
     strict = is_strict(exchange, route)
     excluded = reasoning is not None and reasoning.exclude
 
@@ -38,10 +41,15 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
             capabilities=route.capabilities,
         )
 
-    def origin() -> Origin:
-        return origin_of(exchange, resolution, strict=strict, excluded=excluded)
+    searches = 1 if request.web_search else 0
 
-    call = await context.call(exchange, resolution, "chat", compose, request.fields)
+    def origin() -> Origin:
+        origin = origin_of(exchange, resolution, strict=strict, excluded=excluded)
+        return msgspec.structs.replace(origin, searches=searches) if searches else origin
+
+    call = await context.call(
+        exchange, resolution, "chat", compose, request.fields, searches=searches
+    )
     snapshot = context.table.snapshot
     try:
         if request.stream:

@@ -37,14 +37,15 @@ _NOTHING = Demand(0, 0, 0)
 
 
 class Asking(msgspec.Struct, frozen=True):
-    """A request as limits see it. ``fields`` are those of its body, and ``writes`` says whether its
-    answer is written in tokens."""
+    """A request as limits see it. ``fields`` are those of its body, ``writes`` says whether its
+    answer is written in tokens, and ``searches`` how many web searches are to be charged."""
 
     snapshot: Snapshot
     caller: Key
     resolution: Resolution
     fields: Mapping[str, msgspec.Raw]
     writes: bool
+    searches: int = 0
 
     def __repr__(self) -> str:
         """Without what the caller wrote."""
@@ -58,7 +59,7 @@ class Asking(msgspec.Struct, frozen=True):
             plan.output_of(self.fields, self.resolution) if self.writes else (0, False)
         )
         pricings = [cost.pricing_of(route, target) for target in route.targets]
-        most = cost.most(prompt, output, pricings)
+        most = cost.most(prompt, output, pricings, self.searches)
         return Demand(prompt, output, cost.nano(most) if most is not None else None, assumed)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from tollhouse.allowance import Allowance, Budget
+from tollhouse.api import estimate
 from tollhouse.limits import calendar
 from tollhouse.routing import Resolution
 from tollhouse.snapshot import Key, Provider, Route, Snapshot
@@ -19,6 +20,12 @@ ASSUMED_OUTPUT = 4096
 _WHOLE = frozenset({"requests", "concurrent"})
 """What every request takes one of."""
 _WINDOW, _PERIOD = Kind.WINDOW, Kind.PERIOD
+_KEY_NAMES = frozenset(
+    f"key/{what}{window}"
+    for what in ("budget", "concurrent", "requests", "tokens", "input-tokens", "output-tokens")
+    for window in ("", "-per-second", "-per-minute", "-per-hour", "-per-day")
+)
+"""Every name that a limit of an ApiKey's own can have, and a few that none has."""
 _LONGEST_COUNTER = 200
 _ANSWERS = ("n", "best_of")
 _CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -115,6 +122,14 @@ class Plan:
             takes = min(takes, rule.limit)
         refuses = rule.rejects and demand.cost is not None
         return Count(rule.counter, _PERIOD, rule.limit, takes, 0.0, since, until, True, refuses)
+
+
+def names(snapshot: Snapshot) -> set[str]:
+    """What metrics know limits and budgets by: all that keys may have, and the snapshot's."""
+    found = {*_KEY_NAMES}
+    for policy in snapshot.policies.values():
+        found |= {f"policy/{policy.id}/{limit.name}" for limit in policy.limits}
+    return found | {f"budget/{ident}" for ident in snapshot.budgets}
 
 
 def concerned(caller: Key, route: Route) -> bool:
@@ -232,8 +247,9 @@ def output_of(fields: Mapping[str, msgspec.Raw], resolution: Resolution) -> tupl
 
 
 def prompt_of(fields: Mapping[str, msgspec.Raw]) -> int:
-    """About how many tokens the prompt of a request has."""
-    return sum(len(bytes(fields[name])) for name in _PROMPTS if name in fields) // 3
+    """About how many tokens the prompt of a request has, tools included."""
+    found = sum(estimate.prompt(bytes(fields[name])) for name in _PROMPTS if name in fields)
+    return min(found, MOST_TOKENS)
 
 
 def user_of(fields: Mapping[str, msgspec.Raw]) -> str | None:
