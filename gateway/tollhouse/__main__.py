@@ -20,6 +20,9 @@ cli = typer.Typer(
 )
 
 
+_STORE_URL = re.compile(r"(redis|valkey)s?(\+(sentinel|cluster))?://|unix://")
+
+
 def _fail(message: str) -> typer.Exit:
     typer.echo(f"tollhouse: {message}", err=True)
     return typer.Exit(2)
@@ -173,6 +176,8 @@ def serve(
         raise _fail("--denied-model-status is 403 or 400")
     if ledger not in ("none", "log"):
         raise _fail("--ledger is log or none")
+    if store != MEMORY_STORE and not _STORE_URL.match(store):
+        raise _fail("--store takes memory, or a redis://, rediss:// or unix:// URL")
     if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", store_scope):
         raise _fail("--store-scope takes up to 128 letters, digits and any of . _ - /")
     if max_inflight_bytes is None:

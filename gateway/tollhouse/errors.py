@@ -18,8 +18,8 @@
         └── NoTarget             the route has no target that could be tried
 
 Exceptions of libraries are mapped to these once, where they enter: aiohttp's in ``transport`` and
-``kube``, msgspec's in ``api``, ``kube`` and ``snapshot``, redis-py's in ``store``. No message holds
-a credential or an internal address.
+``kube``, msgspec's in ``api``, ``kube`` and ``snapshot``, redis-py's and SQLite's in ``store``. No
+message holds a credential or an internal address.
 """
 
 from collections.abc import Mapping

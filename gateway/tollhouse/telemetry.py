@@ -146,9 +146,10 @@ class Metrics:
             ["mode"],
             registry=registry,
         )
+        self.store_decisions: Callable[[str], Counter] = functools.cache(store_decisions.labels)
         named = (
             *(requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens),
-            *(limited, budget_warnings, unpriced, store_decisions),
+            *(limited, budget_warnings, unpriced),
         )
         by_name = {metric: _Series(metric) for metric in named}
         self._series = tuple(by_name.values())
@@ -162,7 +163,6 @@ class Metrics:
         self.limited: Callable[[str, str], Counter] = by_name[limited].child
         self.budget_warnings: Callable[[str, str], Counter] = by_name[budget_warnings].child
         self.unpriced: Callable[[str], Counter] = by_name[unpriced].child
-        self.store_decisions: Callable[[str], Counter] = by_name[store_decisions].child
 
     def keep(self, objects: Collection[str]) -> None:
         """Forget the series of routes and providers (namespace/name), of limits and budgets (by

@@ -190,7 +190,7 @@ def test_forbidden_is_400_where_the_setting_says_so(tmp_path: Any) -> None:
         (("nowhere",), "nowhere is not a folder"),
         (("--snapshot", "x"), "NAMESPACE/NAME"),
         (("examples", "--tls-cert", "x"), "go together"),
-        (("examples", "--store", "redis://127.0.0.1"), "--store memory"),
+        (("examples", "--store", "http://127.0.0.1"), "--store takes memory"),
         (("examples", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
     ],
 )

@@ -199,8 +199,8 @@ def launch(
             stderr=output,
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
-            # A journal outlives its test, and folders of other runs have the same names.
             env=inherited
+            # A test's gateway leaves nothing in anybody's home.
             | {"TOLLHOUSE_LOG_FORMAT": "json", "TOLLHOUSE_JOURNAL": "none"}
             | dict(environ or {}),
         )

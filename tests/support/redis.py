@@ -104,3 +104,31 @@ def running(directory: Path, *options: str, port: int = 0) -> Iterator[Server]:
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def sentinel(config: Path) -> Iterator[int]:
+    """A Sentinel with this configuration file, which it writes to; gives its port."""
+    found = program()
+    if found is None:
+        raise AssertionError("tests need valkey-server or redis-server on the PATH")
+    port = free_port()
+    log = planted.log_directory() / f"sentinel-{os.getpid()}-{port}.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [found, str(config), "--sentinel", "--port", str(port), "--bind", "127.0.0.1"],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            time.sleep(0.01)
+        yield port
+    finally:
+        process.kill()
+        process.wait(10)

@@ -5,20 +5,24 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from support import counting_model as cm
 from tollhouse.errors import ConfigError
 from tollhouse.settings import Settings
-from tollhouse.store import Count, Kind
+from tollhouse.store import Count, Kind, OnFailure, open_store
 from tollhouse.store.counting import Counters
 from tollhouse.store.journal import Journal
 from tollhouse.store.memory import MemoryStore
 from tollhouse.store.opening import open_journal
+from tollhouse.store.shared import SharedStore
+from tollhouse.telemetry import Metrics
 
 
 def window(limit: int, amount: int = 1, span: float = 60.0, **more: object) -> Count:
@@ -229,6 +233,14 @@ class TestUnusableJournals:
         with pytest.raises(ConfigError):
             open_journal(Settings(directory=tmp_path, journal=str(tmp_path / "file" / "j")))
 
+    def test_several_workers_have_none(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert open_journal(Settings(directory=tmp_path, workers=2)) is None
+        assert "each worker counts by itself" in capsys.readouterr().out
+        with pytest.raises(ConfigError, match="--workers 1"):
+            open_journal(Settings(directory=tmp_path, workers=2, journal=str(tmp_path / "j")))
+
     def test_one_that_fails_later_is_logged_once_and_tried_again(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -247,3 +259,23 @@ class TestUnusableJournals:
         assert printed.count("cannot be written") == 1
         assert printed.count("written again") == 1
         assert spend(tmp_path / "j.sqlite", 0) == 3
+
+
+async def test_the_settings_say_which_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    metrics = Metrics(CollectorRegistry())
+    memory = open_store(Settings(directory=tmp_path), metrics, {})
+    memory.settle(await memory.reserve([budget(1)]), [1])
+    await memory.close()
+    assert list((tmp_path / "tollhouse").glob("*.sqlite"))
+    url = "redis://u:PLANTED-password-in-a-url@127.0.0.1:1/0"
+    shared = Settings(directory=tmp_path, store=url)
+    assert "PLANTED" not in repr(shared)
+    store = open_store(shared, metrics, {})
+    assert isinstance(store, SharedStore)
+    assert not (await store.reserve([replace(budget(1), on_failure=OnFailure.DENY)])).granted
+    await store.close()
+    with pytest.raises(ConfigError, match="--store takes memory"):
+        open_store(Settings(directory=tmp_path, store="http://127.0.0.1"), metrics, {})

@@ -135,6 +135,7 @@ def open_store(
         from tollhouse.store.memory import MemoryStore
         from tollhouse.store.opening import open_journal
 
+        metrics.store_up.set(1)  # for as long as the process is
         return MemoryStore(open_journal(settings))
     from tollhouse.store.shared import SharedStore
     from tollhouse.store.valkey import Valkey, connect

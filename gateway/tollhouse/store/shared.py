@@ -82,6 +82,7 @@ class SharedStore:
         self._backend = backend
         self._metrics = metrics
         self._timeout = timeout
+        self._call_seconds = max(_CALL_SECONDS, timeout)
         self._lease = lease
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count(1)
@@ -196,6 +197,8 @@ class SharedStore:
             self._answer(batch, answers, when)
         finally:
             self._stop_timer(batch)
+            # Whatever happened: with the timer gone, nobody else would answer.
+            self._decide_all(batch, sent=True)
             self._calling -= 1
             self._flush()
 
@@ -333,11 +336,11 @@ class SharedStore:
         call = asyncio.create_task(self._backend.call(self._process, counters.names, request))
         self._tasks.add(call)
         call.add_done_callback(self._tasks.discard)
-        await asyncio.wait((call,), timeout=_CALL_SECONDS)
+        await asyncio.wait((call,), timeout=self._call_seconds)
         self._metrics.store_seconds.observe(time.monotonic() - begun)
         if not call.done():
             call.cancel()
-            raise StoreError(f"no answer within {_CALL_SECONDS:g} s")
+            raise StoreError(f"no answer within {self._call_seconds:g} s")
         reply = call.result()
         return wire.decode(reply)
 

@@ -32,8 +32,8 @@ FORMS = (
     "/MASTER, redis+cluster://HOST:PORT,… or unix:///PATH"
 )
 _CONNECTIONS = 16
-_SECONDS = 1.0
-"""For connecting and for one answer; whoever calls may wait for less."""
+_SECONDS = 5.0
+"""For connecting and for one answer; whoever calls waits for less."""
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.AuthenticationError, "it refused the user name or the password"),
@@ -76,6 +76,10 @@ class Valkey:
 
     async def close(self) -> None:
         await self._client.aclose()
+        pool = getattr(self._client, "connection_pool", None)
+        if isinstance(pool, SentinelConnectionPool):
+            for watcher in pool.sentinel_manager.sentinels:
+                await watcher.aclose()
 
 
 def _reason(error: Exception) -> str:
@@ -108,7 +112,7 @@ def connect(url: str, environ: Mapping[str, str]) -> "Redis | RedisCluster":
             parts.geturl(), max_connections=_CONNECTIONS, timeout=_SECONDS, **options
         )
         pool.connection_kwargs.update(_credentials(environ))
-        return Redis(connection_pool=pool)
+        return Redis.from_pool(pool)
     except (ValueError, exceptions.RedisError) as error:
         raise ConfigError(
             f"--store takes memory, {FORMS}; this URL cannot be used ({type(error).__name__})"
@@ -164,7 +168,7 @@ def _sentinel(parts: SplitResult, options: dict[str, Any], *, tls: bool) -> "Red
     pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # the same
         master, sentinel, db=int(database or 0), max_connections=_CONNECTIONS, **options
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)
 
 
 def _cluster(parts: SplitResult, options: dict[str, Any], *, tls: bool) -> "RedisCluster":
