@@ -146,34 +146,46 @@ def test_a_free_route_costs_nothing_whatever_its_target_says() -> None:
         (b'{"prompt_tokens":3,"completion_tokens":2}', Usage(3, 2)),
         (b'{"prompt_tokens":3,"completion_tokens":null}', Usage(3, 0)),
         (b'{"prompt_tokens":-3,"completion_tokens":2}', Usage(0, 2)),
-        (b'{"prompt_tokens_details":{"cached_tokens":1}}', Usage(0, 0, 1)),
-        (b'{"prompt_cache_hit_tokens":1}', Usage(0, 0, 1)),
-        (b'{"completion_tokens_details":{"reasoning_tokens":1}}', Usage(0, 0, None, 1)),
-        (b'{"reasoning_tokens":1,"completion_tokens_details":null}', Usage(0, 0, None, 1)),
+        (b'{"prompt_tokens":0,"prompt_tokens_details":{"cached_tokens":1}}', Usage(0, 0, 1)),
+        (b'{"prompt_tokens":0,"prompt_cache_hit_tokens":1}', Usage(0, 0, 1)),
+        (
+            b'{"prompt_tokens":0,"completion_tokens_details":{"reasoning_tokens":1}}',
+            Usage(0, 0, None, 1),
+        ),
+        (
+            b'{"prompt_tokens":0,"reasoning_tokens":1,"completion_tokens_details":null}',
+            Usage(0, 0, None, 1),
+        ),
         (
             b'{"input_tokens":3,"output_tokens":2,"input_tokens_details":{"cached_tokens":1}}',
             Usage(3, 2, 1),
         ),
-        (b'{"prompt_tokens_details":{"cache_write_tokens":1}}', Usage(cache_write_tokens=1)),
-        (b'{"prompt_tokens_details":{"cache_creation_tokens":1}}', Usage(cache_write_tokens=1)),
         (
-            b'{"cache_creation_input_tokens":5,"cache_creation":{"ephemeral_1h_input_tokens":2}}',
+            b'{"prompt_tokens":0,"prompt_tokens_details":{"cache_write_tokens":1}}',
+            Usage(cache_write_tokens=1),
+        ),
+        (
+            b'{"prompt_tokens":0,"prompt_tokens_details":{"cache_creation_tokens":1}}',
+            Usage(cache_write_tokens=1),
+        ),
+        (
+            b'{"prompt_tokens":0,"cache_creation_input_tokens":5,"cache_creation":{"ephemeral_1h_input_tokens":2}}',
             Usage(cache_write_tokens=5, cache_write_hour_tokens=2),
         ),
         (
-            b'{"prompt_tokens_details":{"audio_tokens":1,"image_tokens":2}}',
+            b'{"prompt_tokens":0,"prompt_tokens_details":{"audio_tokens":1,"image_tokens":2}}',
             Usage(prompt_audio_tokens=1, prompt_image_tokens=2),
         ),
         (
-            b'{"prompt_tokens_details":{"cached_tokens_details":{"audio_tokens":3}}}',
+            b'{"prompt_tokens":0,"prompt_tokens_details":{"cached_tokens_details":{"audio_tokens":3}}}',
             Usage(cached_audio_tokens=3),
         ),
         (
-            b'{"prompt_tokens_details":{"cached_tokens_details":{"image_tokens":4}}}',
+            b'{"prompt_tokens":0,"prompt_tokens_details":{"cached_tokens_details":{"image_tokens":4}}}',
             Usage(cached_image_tokens=4),
         ),
         (
-            b'{"completion_tokens_details":{"audio_tokens":1,"image_tokens":2}}',
+            b'{"prompt_tokens":0,"completion_tokens_details":{"audio_tokens":1,"image_tokens":2}}',
             Usage(completion_audio_tokens=1, completion_image_tokens=2),
         ),
         (b'{"server_tool_use":{"web_search_requests":2}}', Usage(web_searches=2)),
@@ -190,7 +202,10 @@ def test_a_free_route_costs_nothing_whatever_its_target_says() -> None:
         (b"null", None),
         (b'"many"', None),
         (b'{"prompt_tokens":"3"}', None),
+        # Speech that is charged by the second.
+        (b'{"type":"duration","seconds":3}', None),
+        (b'{"total_tokens":5}', Usage(5, 0)),
     ],
 )
 def test_usage_is_read_in_every_form(sent: bytes, read: Usage | None) -> None:
-    assert usage.of_chat(sent) == read
+    assert usage.read(sent) == read

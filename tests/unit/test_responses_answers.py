@@ -13,6 +13,7 @@ from tollhouse.api.additions import Origin
 from tollhouse.api.estimate import Estimate
 from tollhouse.api.responses_answer import Frame, encoded, from_chat, from_native
 from tollhouse.api.responses_stream import NativeWatch, TranslatedWatch
+from tollhouse.api.usage import Usage
 from tollhouse.errors import BrokenAnswer, StatusError
 from tollhouse.snapshot import Pricing
 
@@ -102,6 +103,14 @@ def test_one_form_of_usage_for_one_price() -> None:
         frame(),
     )
     assert native == translated is not None
+
+
+def test_the_searches_among_a_providers_items_are_counted() -> None:
+    _, counted = from_native(
+        b'{"output":[{"type":"web_search_call"},{"type":"message"},{"type":"web_search_call"}],'
+        b'"usage":{"input_tokens":5,"output_tokens":2}}'
+    )
+    assert counted == Usage(5, 2, web_searches=2)
 
 
 def delta(**fields: Any) -> bytes:

@@ -59,6 +59,10 @@ class Origin(msgspec.Struct, frozen=True):
     exclude_reasoning: bool = False
     searches: int = 0
 
+    def price(self, usage: Usage | None) -> Decimal | None:
+        """What this usage costs, in USD; None where that is unknown."""
+        return cost.of(usage, self.pricing, self.searches)
+
 
 class _Message(msgspec.Struct):
     reasoning: msgspec.Raw = _NULL
@@ -258,7 +262,7 @@ class Chunks:
         if origin.strict:
             return strictly(self._cut, fields)
         if usage is not None and shows_usage:
-            price = cost.of(usage, origin.pricing, origin.searches)
+            price = origin.price(usage)
             fields["usage"] = _usage(fields["usage"], usage, price)
         if finishes or (usage is not None and shows_usage):
             fields["metadata"] = metadata(origin, underlying)

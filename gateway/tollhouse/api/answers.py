@@ -106,7 +106,7 @@ class Whole:
             given = _NULL
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError("the answer is not JSON") from error
-        self._usage = None if given == _NULL else usage.of_chat(given)
+        self._usage = None if given == _NULL else usage.read(given)
         return self._usage
 
     def made(self, origin: Origin, price: Decimal | None) -> bytes:
@@ -180,7 +180,7 @@ class StreamWatch:
         self.finished = self.finished or finishes
         self.begun = self.begun or chunk.has_content
         self._characters += chunk.characters
-        counted = usage.of_chat(chunk.usage) if chunk.usage != _NULL else None
+        counted = usage.read(chunk.usage) if chunk.usage != _NULL else None
         if counted is not None:
             self._counted = counted
             if not chunk.choices and not self._wants_usage:

@@ -12,12 +12,15 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import additions, cost, shape, sse
+from tollhouse.api import additions, shape, sse
 from tollhouse.api.additions import Origin
 from tollhouse.api.answers import status_of
 from tollhouse.api.shape import Shape
 from tollhouse.api.usage import Usage
+from tollhouse.api.usage import read as read_usage
 from tollhouse.errors import RequestError, StatusError
+
+_NULL = msgspec.Raw(b"null")
 
 
 class JSONRequest(msgspec.Struct, frozen=True):
@@ -29,22 +32,6 @@ class JSONRequest(msgspec.Struct, frozen=True):
     fields: dict[str, msgspec.Raw]
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    """The names that the endpoints have for the same two numbers."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-
-
 class _Choice(msgspec.Struct):
     text: str | None = None
     finish_reason: str | None = None
@@ -53,14 +40,12 @@ class _Choice(msgspec.Struct):
 class _Event(msgspec.Struct):
     type: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = _NULL
     error: Any = None
 
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_usage_decoder = msgspec.json.Decoder(_Usage | None)
 _event_decoder = msgspec.json.Decoder(_Event)
-_NULL = msgspec.Raw(b"null")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -116,10 +101,7 @@ class Whole:
             return None
         except _UNREADABLE as error:
             raise ValueError("the answer is not JSON") from error
-        try:
-            return _counted(_usage_decoder.decode(self._fields.get("usage", _NULL)))
-        except _UNREADABLE:
-            return None
+        return read_usage(self._fields.get("usage"))
 
     def made(self, origin: Origin, price: Decimal | None) -> bytes:
         """What the caller gets; ``price`` (USD) is that of the usage."""
@@ -162,8 +144,8 @@ class EventWatch:
             return event
         if found.error is not None:
             raise StatusError(status_of(found.error), data)
-        counted = _counted(found.usage)
-        if found.usage is not None:
+        counted = read_usage(found.usage)
+        if counted is not None:
             self.usage = counted
         if found.type is not None:
             self._typed = self.begun = True
@@ -173,7 +155,7 @@ class EventWatch:
         finishes = any(choice.finish_reason is not None for choice in found.choices or ())
         self.begun = self.begun or finishes or any(it.text for it in found.choices or ())
         self.finished = self.finished or finishes
-        if self._hides_usage and found.usage is not None and not found.choices:
+        if self._hides_usage and found.usage != _NULL and not found.choices:
             return b""
         if self._chunks is None:
             self._chunks = additions.Chunks(self._who(), shape.COMPLETION)
@@ -204,7 +186,7 @@ class EventWatch:
         if origin.strict:
             made = additions.strictly(shape.EVENTS, fields)
         else:
-            made = additions.passed(None, fields, origin, cost.of(counted, origin.pricing))
+            made = additions.passed(None, fields, origin, origin.price(counted))
         # The lines before the data name the event.
         before = b"".join(
             line + b"\n" for line in event.splitlines() if line and not line.startswith(b"data")
@@ -227,20 +209,3 @@ def _read(fields: dict[str, msgspec.Raw], name: str, kind: Any, words: str) -> A
         raise RequestError("invalid_value", f"`{name}` must be {words}.", param=name) from None
     except _UNREADABLE:
         raise RequestError("invalid_json", "The body is not valid JSON in UTF-8.") from None
-
-
-def _counted(usage: _Usage | None) -> Usage | None:
-    """None where tokens are not what the provider counts: audio is also billed by the second."""
-    if usage is None:
-        return None
-    output = usage.completion_tokens or usage.output_tokens or 0
-    for given, details in (
-        (usage.prompt_tokens, usage.prompt_tokens_details),
-        (usage.input_tokens, usage.input_tokens_details),
-    ):
-        if given is not None:
-            cached = details.cached_tokens if details is not None else None
-            return Usage(prompt_tokens=given, completion_tokens=output, cached_tokens=cached)
-    if usage.total_tokens is None:
-        return None
-    return Usage(prompt_tokens=max(0, usage.total_tokens - output), completion_tokens=output)

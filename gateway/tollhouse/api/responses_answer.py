@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import additions, shape
+from tollhouse.api import additions, shape, usage
 from tollhouse.api.additions import Origin
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.usage import Usage
@@ -67,35 +67,6 @@ class Message(msgspec.Struct):
         return self.reasoning_content or (self.reasoning if isinstance(self.reasoning, str) else "")
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class ChatUsage(msgspec.Struct):
-    """The usage of a chat completion, with the details that a response shows too."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-    def as_response(self) -> dict[str, Any]:
-        cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
-        return {
-            "input_tokens": self.prompt_tokens,
-            "input_tokens_details": {
-                "cached_tokens": (cached and cached.cached_tokens) or 0,
-                "cache_write_tokens": 0,
-            },
-            "output_tokens": self.completion_tokens,
-            "output_tokens_details": {
-                "reasoning_tokens": (reasoning and reasoning.reasoning_tokens) or 0
-            },
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
-
 class Logprobs(msgspec.Struct):
     """The log probabilities of a choice's tokens; each has the same form in a response."""
 
@@ -108,23 +79,19 @@ class _Choice(msgspec.Struct):
     logprobs: Logprobs | None = None
 
 
+class _Item(msgspec.Struct):
+    type: str | None = None
+
+
 class _Completion(msgspec.Struct):
     choices: list[_Choice]
     model: msgspec.Raw = _NULL
     usage: msgspec.Raw = _NULL
 
 
-class _NativeUsage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-
-
 _completion_decoder = msgspec.json.Decoder(_Completion)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_chat_usage_decoder = msgspec.json.Decoder(ChatUsage | None)
-_native_usage_decoder = msgspec.json.Decoder(_NativeUsage | None)
+_items_decoder = msgspec.json.Decoder(list[_Item] | None)
 
 
 class Frame:
@@ -166,7 +133,7 @@ class Frame:
         self,
         status: str,
         output: list[dict[str, Any]],
-        usage: ChatUsage | None = None,
+        counted: Usage | None = None,
         *,
         reason: str | None = None,
         error: dict[str, Any] | None = None,
@@ -178,7 +145,7 @@ class Frame:
             "error": error,
             "incomplete_details": None if reason is None else {"reason": reason},
             "output": output,
-            "usage": None if usage is None else usage.as_response(),
+            "usage": None if counted is None else _shown_usage(counted),
         }
 
     def reasoning_item(self, index: int, text: str, status: str) -> dict[str, Any]:
@@ -281,25 +248,9 @@ def from_chat(
         function = call.function or Function()
         arguments = function.arguments or "{}"
         output.append(frame.call_item(len(output), call.id, function.name or "", arguments, status))
-    usage, counted = read_chat_usage(completion.usage)
-    response = frame.response(status, output, usage, reason=reason)
+    counted = usage.read(completion.usage)
+    response = frame.response(status, output, counted, reason=reason)
     return {**response, "model": completion.model}, counted
-
-
-def read_chat_usage(raw: msgspec.Raw) -> tuple[ChatUsage | None, Usage | None]:
-    """A chat completion's usage for the caller and for the books; None where there is none."""
-    try:
-        usage = _chat_usage_decoder.decode(raw)
-    except msgspec.ValidationError:
-        return None, None
-    if usage is None:
-        return None, None
-    return usage, _counted(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.prompt_tokens_details,
-        usage.completion_tokens_details,
-    )
 
 
 def from_native(body: bytes) -> tuple[dict[str, Any], Usage | None]:
@@ -311,7 +262,7 @@ def from_native(body: bytes) -> tuple[dict[str, Any], Usage | None]:
         fields: dict[str, Any] = dict(_fields_decoder.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("the answer is not a response") from error
-    return fields, read_native_usage(fields.get("usage"))
+    return fields, read_native_usage(fields)
 
 
 def encoded(fields: Mapping[str, Any], origin: Origin, price: Decimal | None) -> bytes:
@@ -322,33 +273,31 @@ def encoded(fields: Mapping[str, Any], origin: Origin, price: Decimal | None) ->
     return msgspec.json.encode(shown)
 
 
-def read_native_usage(raw: msgspec.Raw | None) -> Usage | None:
-    """A response's usage in the one form that is counted; None where there is none."""
+def read_native_usage(fields: Mapping[str, msgspec.Raw]) -> Usage | None:
+    """The usage in a provider's own response, with the searches among its items; None without."""
+    counted = usage.read(fields.get("usage"))
+    if counted is None or counted.web_searches is not None:
+        return counted
     try:
-        usage = None if raw is None else _native_usage_decoder.decode(raw)
-    except msgspec.ValidationError:
-        return None
-    if usage is None:
-        return None
-    return _counted(
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.input_tokens_details,
-        usage.output_tokens_details,
-    )
+        items = _items_decoder.decode(fields.get("output", _NULL))
+    except msgspec.MsgspecError:
+        items = None
+    searches = sum(item.type == "web_search_call" for item in items or ())
+    return msgspec.structs.replace(counted, web_searches=searches) if searches else counted
 
 
-def _counted(
-    prompt: int, completion: int, read: _Details | None, written: _Details | None
-) -> Usage:
-    """The one form that is counted, so that one price holds for both endpoints."""
-    said = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "cached_tokens": read and read.cached_tokens,
-        "reasoning_tokens": written and written.reasoning_tokens,
+def _shown_usage(counted: Usage) -> dict[str, Any]:
+    """The usage of a response, from that of the chat completion behind it."""
+    return {
+        "input_tokens": counted.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": counted.cached_tokens or 0,
+            "cache_write_tokens": counted.cache_write_tokens or 0,
+        },
+        "output_tokens": counted.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": counted.reasoning_tokens or 0},
+        "total_tokens": counted.total,
     }
-    return msgspec.convert(said, Usage)
 
 
 def _shown(tool: dict[str, Any]) -> dict[str, Any]:

@@ -8,24 +8,23 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import additions, cost, envelope, estimate, shape, sse
+from tollhouse.api import additions, envelope, estimate, shape, sse
 from tollhouse.api.additions import Origin
 from tollhouse.api.answers import status_of
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.responses_answer import (
-    ChatUsage,
     Frame,
     Logprobs,
     Message,
     ToolCall,
     logprobs_of,
     outcome,
-    read_chat_usage,
     read_native_usage,
     refusal_part,
     text_part,
 )
 from tollhouse.api.usage import Usage
+from tollhouse.api.usage import read as read_usage
 from tollhouse.errors import BrokenAnswer, RequestError, StatusError
 
 _NULL = msgspec.Raw(b"null")
@@ -92,7 +91,6 @@ class TranslatedWatch:
         self._frame = frame
         self._origin = origin
         self._underlying = _NULL
-        self._shown_usage: ChatUsage | None = None
         self._finish_reason: str | None = None
         self._number = 0
         self._started = False
@@ -127,7 +125,7 @@ class TranslatedWatch:
             self._underlying = chunk.model
         events = [] if self._started else self._start()
         if chunk.usage != _NULL:
-            self._shown_usage, self._counted = read_chat_usage(chunk.usage)
+            self._counted = read_usage(chunk.usage)
         for choice in chunk.choices or ():
             if choice.index != 0:
                 continue
@@ -145,13 +143,11 @@ class TranslatedWatch:
         events += self._close_words(status)
         for call in self._calls.values():
             events += self._close_call(call, status)
-        response = self._frame.response(
-            status, self._whole_items(), self._shown_usage, reason=reason
-        )
+        response = self._frame.response(status, self._whole_items(), self._counted, reason=reason)
         response = additions.response(
             {**response, "model": self._underlying},
             self._origin,
-            cost.of(self._counted, self._origin.pricing, self._origin.searches),
+            self._origin.price(self._counted),
         )
         events.append(self._event(f"response.{status}", response=response))
         return b"".join(events)
@@ -409,12 +405,12 @@ class NativeWatch:
             self.begun = self.begun or kind.endswith((".delta", ".done"))
             self._characters += estimate.characters(seen.delta)
             return self._made(event, kind, data) if self._origin.strict else event
-        usage = read_native_usage(seen.response.get("usage"))
+        usage = read_native_usage(seen.response)
         if usage is not None:
             self._counted = usage
         shown: dict[str, Any] = {**seen.response}
         if kind in _OVER:
-            price = cost.of(usage, self._origin.pricing, self._origin.searches)
+            price = self._origin.price(usage)
             shown = additions.response(shown, self._origin, price)
         elif "model" in shown:
             shown["model"] = self._origin.requested_model

@@ -101,8 +101,8 @@ class _Said(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Said | None)
 
 
-def of_chat(raw: bytes | msgspec.Raw) -> Usage | None:
-    """The counts in an answer's ``usage``; None for null and for what is no such thing.
+def read(raw: bytes | msgspec.Raw | None) -> Usage | None:
+    """The counts in an answer's ``usage``; None where it has none of tokens, or is no such thing.
 
     Sources of the format: the OpenAI API reference (chat, responses, images, ``cached_tokens_
     details`` of realtime); ``prompt_cache_hit_tokens`` is DeepSeek's, ``cache_write_tokens`` and
@@ -111,7 +111,7 @@ def of_chat(raw: bytes | msgspec.Raw) -> Usage | None:
     which its total gives away.
     """
     try:
-        said = _decoder.decode(raw)
+        said = None if raw is None else _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if said is None:
@@ -119,14 +119,20 @@ def of_chat(raw: bytes | msgspec.Raw) -> Usage | None:
     prompt = said.prompt_tokens_details or said.input_tokens_details or _NO_PROMPT
     completion = said.completion_tokens_details or said.output_tokens_details or _NO_COMPLETION
     cached_media = prompt.cached_tokens_details or _NO_MEDIA
-    prompt_tokens = _either(said.prompt_tokens, said.input_tokens) or 0
-    completion_tokens = _either(said.completion_tokens, said.output_tokens) or 0
+    given = _either(said.prompt_tokens, said.input_tokens)
+    written_out = _either(said.completion_tokens, said.output_tokens)
+    completion_tokens = written_out or 0
+    if given is None and said.total_tokens is not None:
+        given = said.total_tokens - completion_tokens
+    prompt_tokens = given or 0
     reasoning = _either(completion.reasoning_tokens, said.reasoning_tokens)
     if reasoning and said.total_tokens == prompt_tokens + completion_tokens + reasoning:
         completion_tokens += reasoning
     searches = said.num_search_queries
     if said.server_tool_use is not None:
         searches = _either(said.server_tool_use.web_search_requests, searches)
+    if given is None and written_out is None and searches is None:
+        return None
     written = _either(prompt.cache_write_tokens, prompt.cache_creation_tokens)
     hour = said.cache_creation.ephemeral_1h_input_tokens if said.cache_creation else None
     return Usage(

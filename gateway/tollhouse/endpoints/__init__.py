@@ -120,9 +120,17 @@ def is_strict(exchange: Exchange, route: Route) -> bool:
 
 
 def origin_of(
-    exchange: Exchange, resolution: Resolution, *, strict: bool, excluded: bool = False
+    exchange: Exchange,
+    resolution: Resolution,
+    *,
+    strict: bool,
+    excluded: bool = False,
+    searches: int = 0,
 ) -> Origin:
-    """Who answers, once an attempt is under way; ``excluded`` keeps reasoning from the caller."""
+    """Who answers, once an attempt is under way; ``excluded`` keeps reasoning from the caller.
+
+    ``searches`` is how many web searches are charged where the provider does not count them.
+    """
     requested = resolution.requested
     named = requested if "/" in requested else resolution.model
     prefix, slash, _ = named.partition("/")
@@ -137,6 +145,7 @@ def origin_of(
         pricing=cost.pricing_of(resolution.route, target) if target is not None else None,
         strict=strict,
         exclude_reasoning=excluded,
+        searches=searches,
     )
 
 
@@ -144,17 +153,6 @@ def priced(
     exchange: Exchange, origin: Origin, make: Callable[[Origin, Decimal | None], bytes]
 ) -> web.Response:
     """A whole answer with what it cost (USD) as a header; ``make`` is told it too."""
-    price = cost.of(exchange.trail.usage, origin.pricing, origin.searches)
+    price = origin.price(exchange.trail.usage)
     headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
     return exchange.whole(make(origin, price), headers)
-
-
-def check_web_search(resolution: Resolution, param: str) -> None:
-    """Raise RequestError, naming ``param``, unless the route says that its targets search."""
-    if resolution.route.capabilities.web_search is not True:
-        raise RequestError(
-            "unsupported_parameter",
-            f"{resolution.model} has no target that searches the web. Leave out `{param}`, or use "
-            "a model whose `capabilities` at GET /v1/models name web search.",
-            param=param,
-        )

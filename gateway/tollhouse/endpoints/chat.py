@@ -1,6 +1,5 @@
 """``POST /v1/chat/completions``."""
 
-import msgspec
 from aiohttp import web
 
 from tollhouse import routing
@@ -24,8 +23,9 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     route, trail = resolution.route, exchange.trail
     reasons.check(reasoning, route)
     if request.web_search:
-        by_tool = request.web_search_tool is not None
-        resolution = routing.searching(resolution, "tools" if by_tool else "webSearchEnabled")
+        asked_by_tool = request.web_search_tool is not None
+        param = "tools" if asked_by_tool else "webSearchEnabled"
+        resolution = routing.searching(resolution, param)
         route = resolution.route
     strict = is_strict(exchange, route)
     excluded = reasoning is not None and reasoning.exclude
@@ -41,14 +41,17 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
             capabilities=route.capabilities,
         )
 
-    searches = 1 if request.web_search else 0
-
     def origin() -> Origin:
-        origin = origin_of(exchange, resolution, strict=strict, excluded=excluded)
-        return msgspec.structs.replace(origin, searches=searches) if searches else origin
+        return origin_of(
+            exchange,
+            resolution,
+            strict=strict,
+            excluded=excluded,
+            searches=int(request.web_search),
+        )
 
     call = await context.call(
-        exchange, resolution, "chat", compose, request.fields, searches=searches
+        exchange, resolution, "chat", compose, request.fields, searches=int(request.web_search)
     )
     snapshot = context.table.snapshot
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from tollhouse import routing
 from tollhouse.api import chat, responses
 from tollhouse.api import reasoning as reasons
 from tollhouse.api.additions import Origin
@@ -18,7 +19,7 @@ from tollhouse.api.responses_answer import Frame, encoded, from_chat, from_nativ
 from tollhouse.api.responses_chat import to_chat
 from tollhouse.api.responses_stream import NativeWatch, TranslatedWatch
 from tollhouse.api.usage import Usage
-from tollhouse.endpoints import Context, check_web_search, is_strict, origin_of, priced, refusal
+from tollhouse.endpoints import Context, is_strict, origin_of, priced, refusal
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.providers.responses import native_request, translated_request
@@ -35,7 +36,10 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     snapshot = context.table.snapshot
     resolution, asked = _prepare(request, resolution, snapshot)
     way = _Way(request, exchange, resolution, asked)
-    call = await context.call(exchange, resolution, "responses", way.compose, request.fields)
+    searches = int(asked is not None and asked.web_search)
+    call = await context.call(
+        exchange, resolution, "responses", way.compose, request.fields, searches=searches
+    )
     try:
         if request.stream:
             return await exchange.stream(
@@ -116,8 +120,13 @@ class _Way:
         return self._watch
 
     def origin(self) -> Origin:
+        asked = self._asked if not self._native else None
         return origin_of(
-            self._exchange, self._resolution, strict=self._strict, excluded=self._excluded
+            self._exchange,
+            self._resolution,
+            strict=self._strict,
+            excluded=self._excluded,
+            searches=int(asked is not None and asked.web_search),
         )
 
     def broken(self, error: RequestError) -> bytes:
@@ -145,7 +154,7 @@ def _prepare(
     try:
         asked = chat.parse(to_chat(request))
         if asked.web_search:
-            check_web_search(resolution, "tools")
+            resolution = routing.searching(resolution, "tools")
         return resolution, asked
     except RequestError:
         if not native:
