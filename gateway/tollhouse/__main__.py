@@ -1,4 +1,4 @@
-"""The command line: serve, check, crds, openapi."""
+"""The command line: serve, check, explain, import, crds, openapi."""
 
 import asyncio
 import os
@@ -264,6 +264,118 @@ def check(
     else:
         checking.render(report, Console())
     raise typer.Exit(report.exit_code)
+
+
+@cli.command()
+def explain(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder of resources.")
+    ] = None,
+    in_cluster: Annotated[
+        bool, typer.Option("--cluster", help="Instead of a folder: what kubectl can see.")
+    ] = False,
+    context: Annotated[
+        str | None, typer.Option(help="The kubeconfig's context; implies --cluster.")
+    ] = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option("-n", "--namespace", help="Look at this namespace only; may be repeated."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAMESPACE/NAME", help="Whose request: an ApiKey.")
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Or the variable that holds its key.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="What it asks for.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The chat completion's body, as JSON.")] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="text or json.")] = "text",
+) -> None:
+    """Say which key, route, targets, limits and budgets a request would meet, and why. Exit status
+    1 when it would be refused."""
+    from rich.console import Console
+
+    from tollhouse import explain as explaining
+    from tollhouse.kubectl import Kubectl
+    from tollhouse.snapshot import Credential
+
+    if (directory is None) == (context is None and not in_cluster):
+        raise _fail("give either a folder, or --cluster or --context")
+    if (key is None) == (key_env is None):
+        raise _fail("say whose request it is: --key NAMESPACE/NAME, or --key-env VAR")
+    presented = Credential(os.environ.get(key_env, "").strip()) if key_env is not None else None
+    if presented is not None and not presented.value:
+        raise _fail(f"the variable {key_env} is empty")
+    try:
+        if directory is not None:
+            view = explaining.of_folder(directory, os.environ)
+        else:
+            view = explaining.of_cluster(
+                Kubectl(context, namespace or ()), keys=presented is not None
+            )
+        found = explaining.explain(
+            view,
+            api_key=key,
+            presented=presented,
+            model=model,
+            body=file.read_bytes() if file is not None else None,
+        )
+    except OSError as error:
+        raise _fail(f"{error.filename} cannot be read: {error.strerror}") from None
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if output == "json":
+        typer.echo(found.to_json())
+    else:
+        explaining.render(found, Console())
+    raise typer.Exit(found.exit_code)
+
+
+importing = typer.Typer(no_args_is_help=True, help="Turn another gateway's configuration around.")
+cli.add_typer(importing, name="import")
+
+
+@importing.callback()
+def _importing() -> None:
+    """Write custom resources from another gateway's configuration."""
+
+
+@importing.command()
+def litellm(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="LiteLLM's config.yaml.")],
+    namespace: Annotated[str, typer.Option("-n", "--namespace")] = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the files. [default: print them]")
+    ] = None,
+    with_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--with-secrets",
+            help="Put keys that the file holds into secrets.yaml, which only you can read.",
+        ),
+    ] = False,
+) -> None:
+    """Custom resources from LiteLLM's config.yaml, and what has no equivalent (on stderr)."""
+    from tollhouse import importing as imports
+    from tollhouse.importing.litellm import litellm as read
+
+    if with_secrets and out is None:
+        raise _fail("--with-secrets writes a file: give a folder with --out")
+    try:
+        found = read(config.read_text(encoding="utf-8"), namespace)
+        if out is not None:
+            for path in imports.write(found, out, with_secrets=with_secrets):
+                typer.echo(path)
+    except OSError as error:
+        raise _fail(f"{config} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _fail(f"{config} is not UTF-8 text") from None
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if out is None:
+        typer.echo(found.to_yaml(), nl=False)
+    for remark in found.remarks:
+        typer.echo(remark, err=True)
 
 
 @cli.command()

@@ -40,6 +40,7 @@ __all__ = [
     "Condition",
     "Finding",
     "Reason",
+    "age",
     "compile_snapshot",
     "conditions",
     "oversized",
@@ -126,7 +127,7 @@ def _routes(
 ) -> list[Route]:
     """The routes in force, by namespace and name. The older of two that claim one name wins."""
     namespaces, claims = Namespaces(resources), Claims()
-    for resource in sorted(_living(resources.routes), key=_age):
+    for resource in sorted(_living(resources.routes), key=age):
         found: list[Finding] = []
         route = compile_route(resource, upstreams, namespaces, found)
         if route is not None:
@@ -160,7 +161,7 @@ def _keys(
     always goes before one that was rotated away."""
     keys: dict[str, Key] = {}
     callers: list[Caller] = []
-    for resource in sorted(_living(resources.api_keys), key=_age):
+    for resource in sorted(_living(resources.api_keys), key=age):
         found: list[Finding] = []
         caller = compile_caller(
             resource, resources, names, attachments.within(resource.metadata.namespace), found
@@ -188,7 +189,7 @@ def _living(table: Mapping[Ref, _R]) -> list[_R]:
     return [table[ref] for ref in sorted(table) if not table[ref].metadata.deletion_timestamp]
 
 
-def _age(resource: Resource) -> tuple[float, Ref]:
+def age(resource: Resource) -> tuple[float, Ref]:
     """Sorts the oldest first; what was never in a cluster has no age, and goes by its name."""
     created = resource.metadata.creation_timestamp
     return (created.timestamp() if created else float("inf"), resource.ref)

@@ -151,6 +151,11 @@ class Table:
             return self.resolve(caller, model).route
         return found[0]
 
+    def candidates(self, caller: Key, select: Select) -> list[tuple[str, Route]]:
+        """What a ``select`` route looks at for this caller, by canonical model id."""
+        found = _candidates(self._view(caller.namespace), select.models)
+        return [(model, self._concrete(route, model, matched)) for route, model, matched in found]
+
     def _concrete(self, route: Route, model: str, matched: str | None) -> Route:
         """A wildcard route as one for this very model: with its prices and capabilities."""
         if matched is None:
@@ -191,9 +196,9 @@ class Table:
             if not allows(caller, model, route):
                 continue
             concrete = self._concrete(route, model, matched)
-            lacks = _lacks(concrete, needs)
-            lacking.update(lacks)
-            if not lacks and concrete.targets:
+            missing = lacks(concrete, needs)
+            lacking.update(missing)
+            if not missing and concrete.targets:
                 able.append((concrete, model, matched))
         if not able:
             raise _nothing_left(asked, lacking)
@@ -374,24 +379,24 @@ def _candidates(view: _View, patterns: Iterable[str]) -> list[tuple[Route, str, 
     return list(found.values())
 
 
-def _lacks(route: Route, needs: Needs) -> list[str]:
+def lacks(route: Route, needs: Needs) -> list[str]:
     """What a request needs and the route does not give; what nobody says is taken to be there,
     but for web search, which few models have."""
     able = route.capabilities
-    lacks: list[str] = []
+    missing: list[str] = []
     if needs.vision and able.vision is False:
-        lacks.append("vision")
+        missing.append("vision")
     if needs.tools and able.tools is False:
-        lacks.append("tools")
+        missing.append("tools")
     if needs.reasoning and able.reasoning is False:
-        lacks.append("reasoning")
+        missing.append("reasoning")
     if needs.web_search and not any(searches(it, able) for it in route.targets):
-        lacks.append("web search")
+        missing.append("web search")
     if able.context_window is not None and needs.prompt_tokens > able.context_window:
-        lacks.append(f"a context window for about {needs.prompt_tokens} tokens")
+        missing.append(f"a context window for about {needs.prompt_tokens} tokens")
     if needs.free_only and not _is_free(route):
-        lacks.append("being free")
-    return lacks
+        missing.append("being free")
+    return missing
 
 
 def _nothing_left(asked: Route, lacking: set[str]) -> RequestError:

@@ -50,6 +50,9 @@ def compile_caller(
         previous=tuple(_previous(resource, secret, found)) if secret else (),
     )
     found += _remarks(resource, names)
+    if resources.standalone and resource.spec.rotation is not None:
+        message = "keys in a folder are not rotated: write a new one into the Secret yourself"
+        found.append(warning(resource, "spec.rotation", Reason.NOT_ENFORCED, message))
     return caller
 
 
@@ -130,9 +133,6 @@ def _remarks(resource: ApiKey, names: Names) -> list[Finding]:
     """What an author should know about an ApiKey that works."""
     spec, namespace = resource.spec, resource.metadata.namespace
     found: list[Finding] = []
-    if spec.rotation is not None:
-        message = "accepted, but this version does not rotate keys yet"
-        found.append(warning(resource, "spec.rotation", Reason.NOT_ENFORCED, message))
     lost = [
         (f"spec.allowedModels[{number}]", pattern)
         for number, pattern in enumerate(spec.allowed_models or ())

@@ -12,20 +12,18 @@ from tollhouse.endpoints import Context, is_strict, origin_of, priced, refusal
 from tollhouse.errors import UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.providers import openai
-from tollhouse.routing import Needs, split_effort
+from tollhouse.routing import Needs, Resolution, split_effort
 from tollhouse.snapshot import Provider
 
 
 async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     request = chat.parse(await exchange.read_json(context.settings))
     reasoning = reasons.asked(request, split_effort(request.model)[1])
-    resolution = context.resolve(request.model, _needs(request, reasoning))
+    resolution = context.resolve(request.model, needs_of(request, reasoning))
     route, trail = resolution.route, exchange.trail
     reasons.check(reasoning, route)
     if request.web_search:
-        asked_by_tool = request.web_search_tool is not None
-        param = "tools" if asked_by_tool else "webSearchEnabled"
-        resolution = routing.searching(resolution, param)
+        resolution = searching(request, resolution)
         route = resolution.route
     strict = is_strict(exchange, route)
     excluded = reasoning is not None and reasoning.exclude
@@ -71,7 +69,13 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     return priced(exchange, origin(), whole.made)
 
 
-def _needs(request: ChatRequest, reasoning: Reasoning | None) -> Needs:
+def searching(request: ChatRequest, resolution: Resolution) -> Resolution:
+    """The targets that search the web. Raises RequestError when there is none."""
+    by_tool = request.web_search_tool is not None
+    return routing.searching(resolution, "tools" if by_tool else "webSearchEnabled")
+
+
+def needs_of(request: ChatRequest, reasoning: Reasoning | None) -> Needs:
     """What the request asks of a model. About four bytes of text are a token; how many an image
     in the text of the request makes, its size does not tell."""
     size = len(bytes(request.fields["messages"])) if not request.has_images else 0
