@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
+from tollhouse.allowance import Budget, Policy
 from tollhouse.compiling import known
 from tollhouse.compiling.caller import (
     KEY_NAME,
@@ -23,6 +24,7 @@ from tollhouse.compiling.caller import (
     compile_caller,
     secret_of,
 )
+from tollhouse.compiling.limits import Attached, Attachments, compile_budget, compile_policy
 from tollhouse.compiling.memo import Ages, Memo
 from tollhouse.compiling.names import Claims, Names, Namespaces, Overlap
 from tollhouse.compiling.provider import compile_provider, named_by_provider
@@ -92,20 +94,24 @@ class Compiler:
         self._upstreams = _UpstreamTable()
         self._routes = _RouteTable()
         self._keys = _KeyTable()
+        self._limits = _LimitTable()
 
     def compile(self, resources: Resources, day: date = known.DAY) -> Compiled:
         """As ``compile_snapshot``. Not for several threads at once."""
         findings = [finding for it in resources.refused for finding in _refused(it)]
-        upstreams = self._upstreams.compile(resources, day, findings)
-        routes, names = self._routes.compile(resources, upstreams, findings)
+        attachments = self._limits.attachments(resources)
+        upstreams = self._upstreams.compile(resources, day, attachments, findings)
+        routes, names = self._routes.compile(resources, upstreams, attachments, findings)
         _check_selects(resources, routes, findings)
-        keys = self._keys.compile(resources, names, findings)
-        for policy in (*_living(resources.policies), *_living(resources.budgets)):
-            message = "accepted, but this version does not enforce limits and budgets yet"
-            findings.append(warning(policy, "spec", Reason.NOT_ENFORCED, message))
+        keys = self._keys.compile(resources, names, attachments, findings)
+        policies, budgets = self._limits.compile(resources, findings)
         return Compiled(
             snapshot=Snapshot.of(
-                providers=self._upstreams.known(routes, upstreams), routes=routes, keys=keys
+                providers=self._upstreams.known(routes, upstreams),
+                routes=routes,
+                keys=keys,
+                policies=policies,
+                budgets=budgets,
             ),
             findings=tuple(sorted(findings, key=_about)),
         )
@@ -120,6 +126,37 @@ def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
     )
 
 
+class _LimitTable:
+    """The RateLimitPolicies and Budgets."""
+
+    def __init__(self) -> None:
+        self._attachments = Attachments((), ())
+        self._policies: Memo[Policy] = Memo()
+        self._budgets: Memo[Budget] = Memo()
+
+    def attachments(self, resources: Resources) -> Attachments:
+        """What they concern."""
+        policies, budgets = _living(resources.policies), _living(resources.budgets)
+        self._attachments = Attachments(policies, budgets, self._attachments)
+        return self._attachments
+
+    def compile(
+        self, resources: Resources, findings: list[Finding]
+    ) -> tuple[list[Policy], list[Budget]]:
+        """What is found depends on all objects that may be limited, what comes of them does not."""
+        policies: list[Policy] = []
+        for policy in _living(resources.policies):
+            made = compile_policy(policy, resources, findings)
+            policies.append(self._policies.get(policy.ref, (policy,), lambda made=made: made))  # type: ignore[misc]
+        budgets: list[Budget] = []
+        for budget in _living(resources.budgets):
+            counted = compile_budget(budget, resources, findings)
+            budgets.append(self._budgets.get(budget.ref, (budget,), lambda made=counted: made))  # type: ignore[misc]
+        self._policies.keep(resources.policies)
+        self._budgets.keep(resources.budgets)
+        return policies, budgets
+
+
 class _UpstreamTable:
     """The Providers."""
 
@@ -127,15 +164,23 @@ class _UpstreamTable:
         self._compiled: Memo[tuple[Upstream | None, tuple[Finding, ...]]] = Memo()
         self._known: Memo[list[Upstream]] = Memo()
 
-    def compile(self, resources: Resources, day: date, findings: list[Finding]) -> Upstreams:
+    def compile(
+        self, resources: Resources, day: date, attachments: Attachments, findings: list[Finding]
+    ) -> Upstreams:
         usable: dict[Ref, Upstream] = {}
         broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
         for resource in _living(resources.providers):
-            upstream, found = self._compiled.get(
-                resource.ref,
-                (resource, *named_by_provider(resource, resources)),
-                lambda resource=resource: _found(compile_provider, resource, resources),  # type: ignore[misc]
-            )
+            attached = attachments.within(resource.metadata.namespace)
+            made_from = (resource, attached, *named_by_provider(resource, resources))
+            done = self._compiled.known(resource.ref, made_from)
+            if done is None:
+                upstream, found = _found(compile_provider, resource, resources)
+                if upstream is not None:
+                    policies = attached.policies(resource)
+                    upstream = msgspec.structs.replace(upstream, policies=policies)
+                done = upstream, found
+                self._compiled.add(resource.ref, made_from, done)
+            upstream, found = done
             if upstream is not None:
                 usable[resource.ref] = upstream
             else:
@@ -169,13 +214,18 @@ class _RouteTable:
         self._names: Names | None = None
 
     def compile(
-        self, resources: Resources, upstreams: Upstreams, findings: list[Finding]
+        self,
+        resources: Resources,
+        upstreams: Upstreams,
+        attachments: Attachments,
+        findings: list[Finding],
     ) -> tuple[list[Route], Names]:
         """The routes by namespace and name, and the names that they have."""
         namespaces, claims = Namespaces(resources), Claims()
         said: dict[str, list[Finding]] = {}
         for _, resource in self._ages.sorted(resources.routes):
-            route, own = self._route(resource, upstreams, namespaces)
+            attached = attachments.within(resource.metadata.namespace)
+            route, own = self._route(resource, upstreams, namespaces, attached)
             conflict = claims.claim(route) if route is not None else None
             if conflict is not None:
                 name, older = conflict
@@ -196,7 +246,11 @@ class _RouteTable:
         return routes, self._names
 
     def _route(
-        self, resource: ModelRoute, upstreams: Upstreams, namespaces: Namespaces
+        self,
+        resource: ModelRoute,
+        upstreams: Upstreams,
+        namespaces: Namespaces,
+        attached: Attached,
     ) -> tuple[Route | None, tuple[Finding, ...]]:
         own = resource.metadata.namespace
         targets: list[object] = []
@@ -212,12 +266,15 @@ class _RouteTable:
                 return None, tuple(found)
             created = resource.metadata.creation_timestamp
             return msgspec.structs.replace(
-                route, platform=platform, created=created.timestamp() if created else None
+                route,
+                platform=platform,
+                created=created.timestamp() if created else None,
+                policies=attached.policies(resource),
             ), tuple(found)
 
         seen_by = namespaces.shared_with(resource)
         equal = (seen_by, platform, upstreams.day)
-        return self._compiled.get(resource.ref, (resource, *targets), make, equal)
+        return self._compiled.get(resource.ref, (resource, attached, *targets), make, equal)
 
 
 class _KeyTable:
@@ -230,29 +287,36 @@ class _KeyTable:
         self._all: Memo[tuple[dict[str, Key], list[Finding]]] = Memo()
 
     def compile(
-        self, resources: Resources, names: Names, findings: list[Finding]
+        self,
+        resources: Resources,
+        names: Names,
+        attachments: Attachments,
+        findings: list[Finding],
     ) -> dict[str, Key]:
         """The callers by digest."""
         keys, found = self._all.get(
             "",
-            (resources.api_keys, resources.secrets, *names.scopes()),
-            lambda: self._compile(resources, names),
+            (resources.api_keys, resources.secrets, *attachments.scopes(), *names.scopes()),
+            lambda: self._compile(resources, names, attachments),
             (resources.standalone,),
         )
         findings += found
         return keys
 
-    def _compile(self, resources: Resources, names: Names) -> tuple[dict[str, Key], list[Finding]]:
+    def _compile(
+        self, resources: Resources, names: Names, attachments: Attachments
+    ) -> tuple[dict[str, Key], list[Finding]]:
         keys: dict[str, Key] = {}
         findings: list[Finding] = []
         rotated: list[Caller] = []
         equal = (resources.standalone,)
         for ref, resource in self._ages.sorted(resources.api_keys):
             secret = secret_of(resource, resources)
-            made_from = (resource, secret, *names.seen(ref[0]))
+            attached = attachments.within(ref[0])
+            made_from = (resource, secret, attached, *names.seen(ref[0]))
             done = self._compiled.known(ref, made_from, equal)
             if done is None:
-                done = _found(compile_caller, resource, resources, names)
+                done = _found(compile_caller, resource, resources, names, attached)
                 self._compiled.add(ref, made_from, done, equal)
             caller, found = done
             if caller.current in keys:

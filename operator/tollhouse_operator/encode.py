@@ -31,6 +31,8 @@ def _identical(one: Shard, other: Shard) -> bool:
         (one.providers, other.providers),
         (one.routes, other.routes),
         (one.keys, other.keys),
+        (one.policies, other.policies),
+        (one.budgets, other.budgets),
     )
     return all(
         len(left) == len(right) and all(right.get(name) is it for name, it in left.items())

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from tollhouse.findings import Reason, conditions
+from tollhouse.findings import conditions
 from tollhouse.resources import ApiKey, SecretObject
 from tollhouse_operator import rotation
 from tollhouse_operator.fleet import Census
@@ -36,7 +36,6 @@ NO_GATEWAYS_SECONDS = 10.0
 """How long there must be no gateway before objects that were live say so."""
 _BATCH = 200
 _NOTHING = Desired("", 0, (), {})
-_UNENFORCED = ("RateLimitPolicy", "Budget")
 
 
 @dataclass(slots=True)
@@ -201,7 +200,7 @@ class Judgement:
             if self._making_key(resource.ref):
                 return _NOTHING  # and judged again as soon as it is made
             compiled = self._with_trouble(resource, compiled)
-        live = self._programmed(key, standing, accepted, census)
+        live = self._programmed(standing, accepted, census)
         well = all(one.status == "True" for one in compiled)
         if live.reason == "Pending":
             self._unsettled.add(key)
@@ -219,14 +218,7 @@ class Judgement:
             fields |= _of_key(resource, verdict.secret)
         return Desired(seen.uid, verdict.generation, tuple(found), fields)
 
-    def _programmed(
-        self, key: Key, standing: _Standing, accepted: bool, census: Census
-    ) -> Condition:
-        if key[0] in _UNENFORCED and accepted:
-            return Condition(
-                PROGRAMMED, "False", str(Reason.NOT_ENFORCED),
-                f"This version of Tollhouse does not enforce a {key[0]}",
-            )  # fmt: skip
+    def _programmed(self, standing: _Standing, accepted: bool, census: Census) -> Condition:
         return programmed(
             Placement(
                 accepted,

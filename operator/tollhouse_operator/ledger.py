@@ -98,4 +98,6 @@ def _present(compiled: Compiled) -> dict[str, set[Ref]]:
         "ApiKey": {
             (one.namespace, one.name) for shard in snapshot.key_shards for one in shard.values()
         },
+        "RateLimitPolicy": {(one.namespace, one.name) for one in snapshot.policies.values()},
+        "Budget": {(one.namespace, one.name) for one in snapshot.budgets.values()},
     }

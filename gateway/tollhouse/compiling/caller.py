@@ -8,6 +8,7 @@ from datetime import datetime
 import msgspec
 
 from tollhouse import snapshot as live
+from tollhouse.compiling.limits import Attached, allowance, key_limits
 from tollhouse.compiling.names import Names
 from tollhouse.findings import Finding, Reason, unresolved, warning
 from tollhouse.resources import ApiKey, Ref, Resources, SecretObject
@@ -42,11 +43,15 @@ def secret_of(resource: ApiKey, resources: Resources) -> SecretObject | None:
 
 
 def compile_caller(
-    resource: ApiKey, resources: Resources, names: Names, found: list[Finding]
+    resource: ApiKey,
+    resources: Resources,
+    names: Names,
+    attached: Attached,
+    found: list[Finding],
 ) -> Caller:
     """The caller, and among ``found`` what there is to say about it."""
     ref = (resource.metadata.namespace, resource.spec.secret_name or resource.metadata.name)
-    secret, key = secret_of(resource, resources), _key(resource)
+    secret, key = secret_of(resource, resources), _key(resource, attached, found)
     current = _current(resource, ref, secret, found)
     previous = _previous(resource, secret, found) if secret else []
     found += _remarks(resource, names)
@@ -62,7 +67,7 @@ def compile_caller(
     )
 
 
-def _key(resource: ApiKey) -> live.Key:
+def _key(resource: ApiKey, attached: Attached, found: list[Finding]) -> live.Key:
     spec = resource.spec
     return live.Key(
         namespace=resource.metadata.namespace,
@@ -74,6 +79,10 @@ def _key(resource: ApiKey) -> live.Key:
         expires_at=spec.expires_at.timestamp() if spec.expires_at else None,
         disabled=spec.disabled,
         tags=dict(spec.tags),
+        limits=key_limits(resource, found),
+        budget=allowance(spec.budget) if spec.budget is not None else None,
+        policies=attached.policies(resource),
+        budgets=attached.budgets(resource),
     )
 
 
@@ -134,19 +143,7 @@ def _instant(text: str) -> float:
 def _remarks(resource: ApiKey, names: Names) -> list[Finding]:
     """What an author should know about an ApiKey that works."""
     spec, namespace = resource.spec, resource.metadata.namespace
-    found = [
-        warning(
-            resource,
-            f"spec.{field}",
-            Reason.NOT_ENFORCED,
-            f"accepted, but this version does not {what} yet",
-        )
-        for field, given, what in (
-            ("limits", spec.limits, "enforce limits and budgets"),
-            ("budget", spec.budget, "enforce limits and budgets"),
-        )
-        if given
-    ]
+    found: list[Finding] = []
     lost = [
         (f"spec.allowedModels[{number}]", pattern)
         for number, pattern in enumerate(spec.allowed_models or ())
