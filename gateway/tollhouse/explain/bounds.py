@@ -42,10 +42,8 @@ def _source(rule: Rule) -> str:
 
 def _limit(rule: Rule) -> str:
     name, failing = rule.name.rpartition("/")[2], rule.failing.value
-    if rule.counts == "concurrent":
-        rate = f"{rule.limit} requests at once"
-    else:
-        rate = answers.rate(rule)
+    at_once = rule.counts == "concurrent"
+    rate = f"{rule.limit} requests at once" if at_once else answers.rate(rule)
     each = " for each `user`" if rule.by_user else ""
     return f"{name}: {rate}{each}; without the counters: {failing}"
 
