@@ -67,8 +67,7 @@ def _obey(arguments: argparse.Namespace) -> None:
         case "image":
             images.product(arguments.tag)
         case "helm":
-            binaries.build(node=True)
-            machine.sh(binaries.HELM_PROGRAM, *arguments.arguments)
+            machine.sh(binaries.helm(), *arguments.arguments)
         case "stop":
             machine.stop_one(arguments.component)
         case "start":

@@ -1,7 +1,7 @@
 """A node that runs pods: a network namespace, containerd, kubelet, kube-proxy and CoreDNS.
 
 It needs root and the Debian packages containerd, runc, containernetworking-plugins, iproute2,
-iptables, conntrack, gcc and buildah. One at a time: its addresses are fixed.
+iptables, conntrack, procps, gcc and buildah. One at a time: its addresses are fixed.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ _SOCKET = RUN / "containerd.sock"
 def network() -> None:
     """A namespace that is the node, joined to this host by one veth pair."""
     need("ip", "nsenter", "containerd", "runc", "iptables", "conntrack", "gcc", "buildah", "ctr")
+    need("ps")
     if os.getuid() != 0:
         raise MissingError("a node that runs pods needs root")
     before = _namespaces()

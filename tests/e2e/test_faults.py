@@ -66,6 +66,10 @@ class Load:
     def __init__(self, release: Release) -> None:
         self._release = release
 
+    def calls(self) -> bool:
+        """Whether it has told of anything yet."""
+        return bool(self._release.kubectl("logs", "load", "--tail=1"))
+
     def line(self) -> dict[str, Any]:
         """What it last told."""
         found: dict[str, Any] = json.loads(self._release.kubectl("logs", "load", "--tail=1"))
@@ -136,7 +140,8 @@ def load(release: Release) -> Iterator[Load]:
     release.cluster.api.apply([config, pod], NAMESPACE)
     release.kubectl("wait", "pod/load", "--for=condition=Ready", "--timeout=60s")
     found = Load(release)
-    eventually(lambda: found.line()["whole"] > RATE, 30)
+    eventually(found.calls, 30)
+    time.sleep(3)
     yield found
     (planted.log_directory() / "pod-load.log").write_text(release.kubectl("logs", "load"))
     release.kubectl("delete", "pod", "load", "--wait=false")
