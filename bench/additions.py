@@ -8,7 +8,7 @@ import timeit
 
 import msgspec
 
-from tollhouse.api import additions, answers
+from tollhouse.api import answers, cost
 from tollhouse.api.additions import Origin
 from tollhouse.snapshot import Pricing
 
@@ -59,6 +59,11 @@ def whole(size: int) -> bytes:
     )
 
 
+def made(body: bytes, origin: Origin) -> bytes:
+    read = answers.Whole()
+    return read.made(origin, cost.of(read.read(body), origin.pricing))
+
+
 def microseconds(statement: str, **names: object) -> float:
     timer = timeit.Timer(statement, timer=time.process_time, globals=names)
     count, _ = timer.autorange()
@@ -83,16 +88,10 @@ def main() -> None:
             print(f"{what:16} {how:15} {spent:7.2f} µs")
     for size in (200, 20_000):
         body = whole(size)
-        read = microseconds("read(body)", read=answers.read_usage, body=body)
-        print(f"whole, {size:6} B    bytes through   {read:7.2f} µs")
+        read = microseconds("read(body)", read=answers.Whole().read, body=body)
+        print(f"whole, {size:6} B    read for usage  {read:7.2f} µs")
         for how, origin in (("with additions", ORIGIN), ("strict", strict)):
-            spent = microseconds(
-                "add(body, origin, read(body))",
-                add=additions.whole,
-                body=body,
-                origin=origin,
-                read=answers.read_usage,
-            )
+            spent = microseconds("made(body, origin)", made=made, body=body, origin=origin)
             print(f"whole, {size:6} B    {how:15} {spent:7.2f} µs")
 
 

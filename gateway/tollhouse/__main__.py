@@ -1,7 +1,8 @@
-"""The command line: serve, check, crds, openapi."""
+"""The command line: serve, check, explain, import, crds, openapi."""
 
 import asyncio
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from tollhouse import __version__
 from tollhouse.errors import ConfigError
-from tollhouse.settings import MEMORY_STORE, Settings
+from tollhouse.settings import MAX_INFLIGHT_BYTES, MEMORY_STORE, Settings
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +18,9 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="A Kubernetes-native LLM gateway.",
 )
+
+
+_STORE_URL = re.compile(r"(redis|valkey)s?(\+(sentinel|cluster))?://|unix://")
 
 
 def _fail(message: str) -> typer.Exit:
@@ -55,14 +59,60 @@ def serve(
         int, typer.Option(envvar="TOLLHOUSE_OPS_PORT", help="Probes, metrics, /config.")
     ] = 9090,
     store: Annotated[
-        str, typer.Option(envvar="TOLLHOUSE_STORE", help="Where counters live.")
+        str,
+        typer.Option(
+            envvar="TOLLHOUSE_STORE",
+            help="Where counters live: memory, or a redis:// URL (rediss, +sentinel, +cluster).",
+        ),
     ] = MEMORY_STORE,
+    store_scope: Annotated[
+        str,
+        typer.Option(
+            envvar="TOLLHOUSE_STORE_SCOPE",
+            help="Gateways that count together share it; installations on one server differ.",
+        ),
+    ] = "default",
+    store_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_STORE_TIMEOUT",
+            min=0.001,
+            max=1.0,
+            help="Seconds that a request waits for the store at most.",
+        ),
+    ] = 0.1,
+    lease: Annotated[
+        float,
+        typer.Option(
+            envvar="TOLLHOUSE_LEASE",
+            min=1.0,
+            help="Seconds until what a process that died had reserved is free again.",
+        ),
+    ] = 30.0,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TOLLHOUSE_JOURNAL",
+            metavar="FILE",
+            help="Keeps the memory store's spend; none: do without. [default: below the user's "
+            "state, by what is served]",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(envvar="TOLLHOUSE_WORKERS", min=1, max=64)] = 1,
     tls_cert: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_CERT")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="TOLLHOUSE_TLS_KEY")] = None,
     max_body_bytes: Annotated[int, typer.Option(envvar="TOLLHOUSE_MAX_BODY_BYTES", min=1024)] = 32
     * 1024
     * 1024,
+    max_inflight_bytes: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TOLLHOUSE_MAX_INFLIGHT_BYTES",
+            min=1024,
+            help="How much of all requests' bodies one process holds; beyond it they get a 503. "
+            "[default: 256 MiB, and never less than --max-body-bytes]",
+        ),
+    ] = None,
     stream_keepalive: Annotated[
         float,
         typer.Option(
@@ -117,8 +167,14 @@ def serve(
         raise _fail("--tls-cert and --tls-key go together")
     if denied_model_status not in (400, 403):
         raise _fail("--denied-model-status is 403 or 400")
-    if store != MEMORY_STORE:
-        raise _fail(f"--store {MEMORY_STORE} is the only store of this version")
+    if store != MEMORY_STORE and not _STORE_URL.match(store):
+        raise _fail("--store takes memory, or a redis://, rediss:// or unix:// URL")
+    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", store_scope):
+        raise _fail("--store-scope takes up to 128 letters, digits and any of . _ - /")
+    if max_inflight_bytes is None:
+        max_inflight_bytes = max(MAX_INFLIGHT_BYTES, max_body_bytes)
+    elif max_inflight_bytes < max_body_bytes:
+        raise _fail("--max-inflight-bytes is at least --max-body-bytes")
     settings = Settings(
         directory=directory,
         snapshot=where,
@@ -128,10 +184,15 @@ def serve(
         ops_host=host if ops_host is None else ops_host,
         ops_port=ops_port,
         store=store,
+        store_scope=store_scope,
+        store_timeout=store_timeout,
+        lease=lease,
+        journal=journal,
         workers=workers,
         tls_cert=tls_cert,
         tls_key=tls_key,
         max_body_bytes=max_body_bytes,
+        max_inflight_bytes=max_inflight_bytes,
         stream_keepalive=stream_keepalive,
         denied_model_status=denied_model_status,
         public_catalogue=public_catalogue,
@@ -193,6 +254,118 @@ def check(
     else:
         checking.render(report, Console())
     raise typer.Exit(report.exit_code)
+
+
+@cli.command()
+def explain(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder of resources.")
+    ] = None,
+    in_cluster: Annotated[
+        bool, typer.Option("--cluster", help="Instead of a folder: what kubectl can see.")
+    ] = False,
+    context: Annotated[
+        str | None, typer.Option(help="The kubeconfig's context; implies --cluster.")
+    ] = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option("-n", "--namespace", help="Look at this namespace only; may be repeated."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="NAMESPACE/NAME", help="Whose request: an ApiKey.")
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Or the variable that holds its key.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="What it asks for.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The chat completion's body, as JSON.")] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="text or json.")] = "text",
+) -> None:
+    """Say which key, route, targets, limits and budgets a request would meet, and why. Exit status
+    1 when it would be refused."""
+    from rich.console import Console
+
+    from tollhouse import explain as explaining
+    from tollhouse.kubectl import Kubectl
+    from tollhouse.snapshot import Credential
+
+    if (directory is None) == (context is None and not in_cluster):
+        raise _fail("give either a folder, or --cluster or --context")
+    if (key is None) == (key_env is None):
+        raise _fail("say whose request it is: --key NAMESPACE/NAME, or --key-env VAR")
+    presented = Credential(os.environ.get(key_env, "").strip()) if key_env is not None else None
+    if presented is not None and not presented.value:
+        raise _fail(f"the variable {key_env} is empty")
+    try:
+        if directory is not None:
+            view = explaining.of_folder(directory, os.environ)
+        else:
+            view = explaining.of_cluster(
+                Kubectl(context, namespace or ()), keys=presented is not None
+            )
+        found = explaining.explain(
+            view,
+            api_key=key,
+            presented=presented,
+            model=model,
+            body=file.read_bytes() if file is not None else None,
+        )
+    except OSError as error:
+        raise _fail(f"{error.filename} cannot be read: {error.strerror}") from None
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if output == "json":
+        typer.echo(found.to_json())
+    else:
+        explaining.render(found, Console())
+    raise typer.Exit(found.exit_code)
+
+
+importing = typer.Typer(no_args_is_help=True, help="Turn another gateway's configuration around.")
+cli.add_typer(importing, name="import")
+
+
+@importing.callback()
+def _importing() -> None:
+    """Write custom resources from another gateway's configuration."""
+
+
+@importing.command()
+def litellm(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="LiteLLM's config.yaml.")],
+    namespace: Annotated[str, typer.Option("-n", "--namespace")] = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the files. [default: print them]")
+    ] = None,
+    with_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--with-secrets",
+            help="Put keys that the file holds into secrets.yaml, which only you can read.",
+        ),
+    ] = False,
+) -> None:
+    """Custom resources from LiteLLM's config.yaml, and what has no equivalent (on stderr)."""
+    from tollhouse import importing as imports
+    from tollhouse.importing.litellm import litellm as read
+
+    if with_secrets and out is None:
+        raise _fail("--with-secrets writes a file: give a folder with --out")
+    try:
+        found = read(config.read_text(encoding="utf-8"), namespace)
+        if out is not None:
+            for path in imports.write(found, out, with_secrets=with_secrets):
+                typer.echo(path)
+    except OSError as error:
+        raise _fail(f"{config} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _fail(f"{config} is not UTF-8 text") from None
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    if out is None:
+        typer.echo(found.to_yaml(), nl=False)
+    for remark in found.remarks:
+        typer.echo(remark, err=True)
 
 
 @cli.command()

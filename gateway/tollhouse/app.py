@@ -1,6 +1,7 @@
 """The composition root: builds the parts of one gateway process and owns start, drain and stop."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import ssl
@@ -24,6 +25,8 @@ from tollhouse.upstream import Upstream
 log = structlog.get_logger()
 
 _CLOSE_SECONDS = 5.0
+_PARTING = 1.0
+"""Seconds that the last words to callers may take who are cut off at the end of a drain."""
 
 
 class App:
@@ -49,6 +52,7 @@ class App:
         self._configured = asyncio.Event()
         self._swapped = asyncio.Event()
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._serving = False
         self._synced = False
         self._problem: str | None = None
@@ -126,18 +130,33 @@ class App:
         self._proxy.draining = True
         self._changed()
         log.info("draining", delay=settings.drain_delay, timeout=settings.drain_timeout)
-        await asyncio.sleep(settings.drain_delay)
+        await self._until_hurried(settings.drain_delay)
         listener.close()
         server.pre_shutdown()
-        deadline = asyncio.get_running_loop().time() + settings.drain_timeout
-        # A connection goes once its last answer is not only written but also taken.
-        while server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await self._until_quiet(server, settings.drain_timeout)
         if server.connections:
             log.warning(
                 "connections were cut at the end of the drain", count=len(server.connections)
             )
+            self._proxy.cut_short()
+            self._hurry.clear()
+            await self._until_quiet(server, _PARTING)
         await server.shutdown(0.1)
+
+    async def _until_hurried(self, seconds: float) -> None:
+        """Let so much time pass, or what there is of it before a second signal."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+
+    async def _until_quiet(self, server: Server, seconds: float) -> None:
+        """Wait until no connection is left, for at most so long; a second signal ends it."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        # A connection goes once its last answer is not only written but also taken.
+        while server.connections and asyncio.get_running_loop().time() < deadline:
+            if self._hurry.is_set():
+                return
+            await self._until_hurried(0.02)
 
     def _apply(self, update: Update) -> None:
         """Put a configuration in force: one reference changes, requests under way keep theirs."""
@@ -163,14 +182,22 @@ class App:
             await self._swapped.wait()
             self._swapped.clear()
             if self._proxy.table is not None:
-                await self._upstream.keep(self._proxy.table.snapshot)
+                snapshot = self._proxy.table.snapshot
+                await self._upstream.keep(snapshot)
+                self._metrics.keep(snapshot.routes.keys() | snapshot.providers.keys())
 
     def _handle_signals(self, source: Source) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._terminate)
         # A source that follows its changes by itself has nothing to reload, and goes on.
         loop.add_signal_handler(signal.SIGHUP, source.reload)
+
+    def _terminate(self) -> None:
+        """Begin to drain; told again, end what is under way at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
 
     async def _open_ops(self, stack: AsyncExitStack) -> None:
         settings = self._settings

@@ -1,19 +1,17 @@
 """An answer that is neither JSON nor events, on its way to a caller: speech, subtitles, images."""
 
-import asyncio
-import time
 from collections.abc import Callable
 
 from tollhouse.api.usage import Usage
-from tollhouse.errors import UpstreamTimeout
-from tollhouse.transport import Answer
+from tollhouse.errors import UpstreamError
+from tollhouse.transport import Answer, Patience
 
 
 class Binary:
     """The bytes of one answer as they come, of which ``first`` has been read.
 
-    ``idle`` and ``total`` are in seconds, ``deadline`` on the clock of ``time.monotonic``;
-    ``ended`` is told the outcome once, when the answer is closed. Such an answer says no usage.
+    ``patience`` bounds each wait for more; ``ended`` is told the outcome and the error once, when
+    the answer is closed. Such an answer says no usage.
     """
 
     def __init__(
@@ -21,18 +19,14 @@ class Binary:
         answer: Answer,
         first: bytes,
         *,
-        idle: float,
-        total: float,
-        deadline: float,
-        ended: Callable[[str, Usage | None], None],
+        patience: Patience,
+        ended: Callable[[str, Usage | None, UpstreamError | None], None],
     ) -> None:
         self.content_type = answer.headers.get("Content-Type") or "application/octet-stream"
         self._answer = answer
         self._first = first
         self._over = not first
-        self._idle = idle
-        self._total = total
-        self._deadline = deadline
+        self._patience = patience
         self._ended = ended
 
     async def next(self) -> bytes:
@@ -45,20 +39,14 @@ class Binary:
             return first
         if self._over:
             return b""
-        left = self._deadline - time.monotonic()
-        try:
-            async with asyncio.timeout(min(self._idle, left)):
-                chunk = await self._answer.chunk()
-        except TimeoutError:
-            raise (
-                UpstreamTimeout("idle", self._idle)
-                if self._idle < left
-                else UpstreamTimeout("total", self._total)
-            ) from None
+        chunk = await self._patience.chunk(self._answer)
         self._over = not chunk
         return chunk
 
-    def close(self, outcome: str) -> None:
-        """Let go of the provider; called exactly once, whatever happened."""
+    def close(self, outcome: str, error: UpstreamError | None = None) -> None:
+        """Let go of the provider; called exactly once, whatever happened.
+
+        ``outcome`` is ``ok``, ``cancelled``, or the word of the ``error`` that ended it.
+        """
         self._answer.close()
-        self._ended(outcome, None)
+        self._ended(outcome, None, error)

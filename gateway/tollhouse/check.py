@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -80,7 +81,7 @@ def check(path: Path, environ: Mapping[str, str]) -> Report:
     ``environ`` is where it would find credentials that the folder does not hold.
     """
     loaded = FolderReader(path, environ).load()
-    compiled = compile_snapshot(loaded.resources)
+    compiled = compile_snapshot(loaded.resources, datetime.now(UTC).date())
     remarks = [
         Remark(
             file=problem.file,

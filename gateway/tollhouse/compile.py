@@ -1,22 +1,25 @@
 """Resources → the snapshot that gateways serve, and what there is to say about each resource.
 
-Pure: no I/O and no clock, and the same resources give the same snapshot and findings, in the same
-order. Each object is compiled by a function of its own; then come the rules between objects: names
-that two routes claim, and a key that two ApiKeys hold. Whatever is wrong with one object is a
-finding about it and leaves all others as they are.
+Pure: no I/O and no clock. The same resources on the same day give the same snapshot and findings,
+in the same order; the day decides which published prices hold. Each object is compiled by a
+function of its own; then come the rules between objects: names that two routes claim, names to
+choose among, and a key that two ApiKeys hold. Whatever is wrong with one object is a finding about
+it and leaves all others as they are.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from itertools import groupby
 from typing import TypeVar
 
 import msgspec
 
+from tollhouse.compiling import known
 from tollhouse.compiling.caller import KEY_NAME, PREVIOUS_DIGESTS, Caller, compile_caller
 from tollhouse.compiling.names import Claims, Names, Namespaces
 from tollhouse.compiling.provider import compile_provider
-from tollhouse.compiling.route import Upstreams, compile_route, known_models
+from tollhouse.compiling.route import Upstreams, check_select, compile_route, known_models
 from tollhouse.findings import Condition, Finding, Reason, conditions, refused, warning
 from tollhouse.resources import (
     Provider,
@@ -36,6 +39,7 @@ __all__ = [
     "Condition",
     "Finding",
     "Reason",
+    "age",
     "compile_snapshot",
     "conditions",
     "oversized",
@@ -56,15 +60,19 @@ class Compiled:
         return {about: tuple(found) for about, found in groupby(self.findings, _about)}
 
 
-def compile_snapshot(resources: Resources) -> Compiled:
+def compile_snapshot(resources: Resources, day: date = known.DAY) -> Compiled:
     """The snapshot of these resources, and every finding about them.
+
+    Published prices are those of the ``day`` (UTC); see ``known.DAY`` for what is taken otherwise.
 
     Findings are about the five kinds, and about Secrets and ConfigMaps that cannot be read.
     """
     findings = [finding for it in resources.refused for finding in _refused(it)]
-    upstreams = _upstreams(resources, findings)
+    upstreams = _upstreams(resources, day, findings)
     routes = _routes(resources, upstreams, findings)
-    keys = _keys(resources, Names(routes), findings)
+    names = Names(routes)
+    _check_selects(resources, routes, findings)
+    keys = _keys(resources, names, findings)
     for policy in (*_living(resources.policies), *_living(resources.budgets)):
         message = "accepted, but this version does not enforce limits and budgets yet"
         findings.append(warning(policy, "spec", Reason.NOT_ENFORCED, message))
@@ -88,7 +96,7 @@ def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
     )
 
 
-def _upstreams(resources: Resources, findings: list[Finding]) -> Upstreams:
+def _upstreams(resources: Resources, day: date, findings: list[Finding]) -> Upstreams:
     usable: dict[Ref, Upstream] = {}
     broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
     for resource in _living(resources.providers):
@@ -100,13 +108,13 @@ def _upstreams(resources: Resources, findings: list[Finding]) -> Upstreams:
             broken.add(resource.ref)
         findings += found
     timeouts = {ref: resources.providers[ref].spec.timeouts for ref in usable}
-    return Upstreams(usable, timeouts, frozenset(broken))
+    return Upstreams(usable, timeouts, frozenset(broken), day)
 
 
 def _routes(resources: Resources, upstreams: Upstreams, findings: list[Finding]) -> list[Route]:
     """The routes in force, by namespace and name. The older of two that claim one name wins."""
     namespaces, claims = Namespaces(resources), Claims()
-    for resource in sorted(_living(resources.routes), key=_age):
+    for resource in sorted(_living(resources.routes), key=age):
         found: list[Finding] = []
         route = compile_route(resource, upstreams, namespaces, found)
         conflict = claims.claim(route) if route is not None else None
@@ -121,12 +129,21 @@ def _routes(resources: Resources, upstreams: Upstreams, findings: list[Finding])
     return sorted(claims.routes, key=lambda route: (route.namespace, route.name))
 
 
+def _check_selects(resources: Resources, routes: list[Route], findings: list[Finding]) -> None:
+    """Say which routes choose among models that nobody has."""
+    choosing = [it for it in routes if it.select is not None]
+    if choosing:
+        names = Names(it for it in routes if it.select is None)
+        for it in choosing:
+            check_select(resources.routes[it.namespace, it.name], names, findings)
+
+
 def _keys(resources: Resources, names: Names, findings: list[Finding]) -> dict[str, Key]:
     """The callers by digest. The older of two ApiKeys with the same key has it; a current key
     always goes before one that was rotated away."""
     keys: dict[str, Key] = {}
     callers: list[Caller] = []
-    for resource in sorted(_living(resources.api_keys), key=_age):
+    for resource in sorted(_living(resources.api_keys), key=age):
         found: list[Finding] = []
         caller = compile_caller(resource, resources, names, found)
         if caller.current in keys:
@@ -152,7 +169,7 @@ def _living(table: Mapping[Ref, _R]) -> list[_R]:
     return [table[ref] for ref in sorted(table) if not table[ref].metadata.deletion_timestamp]
 
 
-def _age(resource: Resource) -> tuple[float, Ref]:
+def age(resource: Resource) -> tuple[float, Ref]:
     """Sorts the oldest first; what was never in a cluster has no age, and goes by its name."""
     created = resource.metadata.creation_timestamp
     return (created.timestamp() if created else float("inf"), resource.ref)

@@ -6,6 +6,7 @@
     ├── ConfigError              a folder, flag or file cannot be used as configuration
     │   └── SnapshotError        bytes that should be a snapshot are not
     ├── ClusterError             the Kubernetes API refused, failed or could not be reached
+    ├── StoreError               the counters' store refused, failed or could not be reached
     ├── RequestError             answered to the caller, by a code from the table below
     └── UpstreamError            one attempt at a provider failed
         ├── ConnectError         no connection: DNS, refused, TLS, or the connect timeout
@@ -16,8 +17,8 @@
         └── NoTarget             the route has no target that could be tried
 
 Exceptions of libraries are mapped to these once, where they enter: aiohttp's in ``transport`` and
-``kube``, msgspec's in ``api``, ``kube`` and ``snapshot``. No message holds a credential or an
-internal address.
+``kube``, msgspec's in ``api``, ``kube`` and ``snapshot``, redis-py's and SQLite's in ``store``. No
+message holds a credential or an internal address.
 """
 
 from collections.abc import Mapping
@@ -43,6 +44,10 @@ class ClusterError(TollhouseError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class StoreError(TollhouseError):
+    """The counters' store refused, failed, was too slow or is away."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.settings import Settings
 from tollhouse.stream import Stream
 from tollhouse.upstream import Trail
+from tollhouse.waiting import Watchdog
 
 T = TypeVar("T")
 
@@ -25,15 +26,31 @@ _JSON = "application/json"
 _WRITE_TIMEOUT = 60.0
 """Seconds that a caller may leave a stream unread before it is cut."""
 
+_PARTING = 0.5
+"""Seconds that the last event of a stream may take which the gateway itself ends."""
+
+
+class Held:
+    """How many bytes of callers' bodies this process holds, and how many it may at most."""
+
+    __slots__ = ("bytes", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+
 
 Broken = Callable[[RequestError], bytes]
 """How a stream that has begun says, in its own protocol, that it failed."""
 
 
 class Exchange:
-    """One request and its answer: what is known of it, and the answer's headers."""
+    """One request and its answer: what is known of it, and the answer's headers.
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    ``held`` counts for the whole process; ``close`` gives back what this request had of it.
+    """
+
+    def __init__(self, request: web.BaseRequest, held: Held) -> None:
         self.request = request
         self.started = time.monotonic()
         self.id = _request_id(request.headers)
@@ -44,6 +61,16 @@ class Exchange:
         self.keep_alive = True
         self._answered: float | None = None
         self._response: web.StreamResponse | None = None
+        self._broken: Broken | None = None
+        self._held = held
+        self._holds = 0
+        self._watchdog: Watchdog | None = None
+
+    def close(self) -> None:
+        """Give back what it took: called once, when the request is over."""
+        self._held.bytes -= self._holds
+        if self._watchdog is not None:
+            self._watchdog.close()
 
     async def read_json(self, settings: Settings) -> bytes:
         """The whole JSON body, within the size and the time that the settings allow.
@@ -62,13 +89,16 @@ class Exchange:
     async def receive(self, settings: Settings, take: Callable[[bytes], None]) -> None:
         """Give ``take`` the body piece by piece, within the size and time that settings allow.
 
-        Raises RequestError for a body that is too large, cut short or slow.
+        Raises RequestError for a body that is too large, cut short or slow, and when all bodies
+        together are more than the process may hold.
         """
         request = self.request
         limit, seconds = settings.max_body_bytes, settings.body_timeout
         length = request.content_length
         if length is not None and length > limit:
             raise _too_large(limit)
+        if length is not None and self._held.bytes + length > self._held.limit:
+            raise _overloaded()
         content = request.content
         try:
             if request.headers.get("Expect", "").lower() == "100-continue":
@@ -76,10 +106,10 @@ class Exchange:
                     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if content.is_eof():
                 # It came together with the head: nothing to wait for.
-                await _read(content, limit, take)
+                await self._read(content, limit, take)
                 return
             async with asyncio.timeout(seconds):
-                await _read(content, limit, take)
+                await self._read(content, limit, take)
         except TimeoutError:
             raise RequestError(
                 "request_timeout", f"The body did not arrive within {seconds:g} s. Send it again."
@@ -88,6 +118,19 @@ class Exchange:
             raise RequestError(
                 "invalid_http", "The body ended early or is not encoded as its headers say."
             ) from None
+
+    async def _read(self, content: StreamReader, limit: int, take: Callable[[bytes], None]) -> None:
+        held = self._held
+        while piece := await content.readany():
+            # What has arrived counts, not what was announced: that would let a caller who sends
+            # nothing keep others out.
+            self._holds += len(piece)
+            held.bytes += len(piece)
+            if self._holds > limit:
+                raise _too_large(limit)
+            if held.bytes > held.limit:
+                raise _overloaded()
+            take(piece)
 
     def whole(self, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
         """A whole JSON answer, with these headers beside those of every answer."""
@@ -99,6 +142,21 @@ class Exchange:
             return self._cut(error.code)
         self.code = error.code
         return self._respond(error.status, envelope.encode(error), envelope.headers(error))
+
+    async def give_up(self, error: RequestError) -> web.StreamResponse:
+        """Answer for a request whose work was cancelled by the gateway itself.
+
+        A stream that has begun gets the error as its last event; other bytes are cut.
+        """
+        if self._response is None and self.status == 0:
+            return self.refuse(error)
+        if self._response is None or self._broken is None:
+            return self._cut(error.code)
+        try:
+            async with asyncio.timeout(_PARTING):
+                return await self._end(self._broken(self._refused(error)))
+        except TimeoutError:
+            return self._cut(error.code)
 
     async def stream(
         self,
@@ -115,6 +173,7 @@ class Exchange:
         ``explain`` and in the form of ``broken``. Attempts go on unseen meanwhile. 0 sends none.
         Raises UpstreamError as long as nothing was sent.
         """
+        self._broken = broken
         if not keepalive:
             return await self.forward(await opening, broken=broken)
         task = asyncio.ensure_future(opening)
@@ -136,33 +195,34 @@ class Exchange:
         self, stream: Stream, *, keepalive: float = 0.0, broken: Broken = sse.error_event
     ) -> web.StreamResponse:
         """Send a stream that has begun, and close it. From here on a failure can only end it."""
-        outcome = "cancelled"
+        outcome, failure = "cancelled", None
         self._answered = time.monotonic()
+        self._broken = broken
         try:
             while chunk := await self._next(stream, keepalive):
                 await self._write(chunk)
             outcome = "ok"
             return self._head()
         except UpstreamError as error:
-            outcome = error.outcome
+            outcome, failure = error.outcome, error
             refusal = self._refused(failures.broken_stream(error, self.trail.provider))
             return await self._end(broken(refusal))
         except TimeoutError:
             return self._cut()
         finally:
             self.trail.usage = stream.usage
-            stream.close(outcome)
+            stream.close(outcome, failure)
 
     async def forward_bytes(self, answer: Binary) -> web.StreamResponse:
         """Send an answer of another content type as it comes, and close it.
 
         A failure breaks the connection: nothing else tells a caller that these bytes are not all.
         """
-        outcome = "cancelled"
+        outcome, failure = "cancelled", None
         try:
             self._answered = time.monotonic()
             self.status = 200
-            response = web.StreamResponse(
+            response = self._response = web.StreamResponse(
                 headers={"Content-Type": answer.content_type, **self._headers()}
             )
             if not self.keep_alive or self.request.version < HttpVersion11:
@@ -170,12 +230,11 @@ class Exchange:
             await response.prepare(self.request)
             try:
                 while chunk := await answer.next():
-                    async with asyncio.timeout(_WRITE_TIMEOUT):
-                        await response.write(chunk)
+                    await self._within(_WRITE_TIMEOUT, response.write(chunk))
                 outcome = "ok"
             except (UpstreamError, TimeoutError) as error:
                 if isinstance(error, UpstreamError):
-                    outcome = error.outcome
+                    outcome, failure = error.outcome, error
                     self.code = failures.broken_stream(error, self.trail.provider).code
                 else:
                     self.code = "caller_stalled"
@@ -183,7 +242,7 @@ class Exchange:
                     self.request.transport.abort()
             return response
         finally:
-            answer.close(outcome)
+            answer.close(outcome, failure)
 
     async def _next(self, stream: Stream, keepalive: float) -> bytes:
         if not keepalive:
@@ -208,10 +267,14 @@ class Exchange:
     async def _write(self, data: bytes) -> None:
         """Send a part of a stream, the head before the first. Raises TimeoutError if unread."""
         response = self._head()
-        async with asyncio.timeout(_WRITE_TIMEOUT):
-            if not response.prepared:
-                await response.prepare(self.request)
-            await response.write(data)
+        if not response.prepared:
+            await response.prepare(self.request)
+        await self._within(_WRITE_TIMEOUT, response.write(data))
+
+    async def _within(self, seconds: float, writing: Awaitable[None]) -> None:
+        if self._watchdog is None:
+            self._watchdog = Watchdog()
+        await self._watchdog.within(seconds, writing)
 
     def _refused(self, refusal: RequestError) -> RequestError:
         """Remember how a stream ended, for telemetry."""
@@ -287,19 +350,18 @@ async def _abandon(opening: "asyncio.Future[Stream]") -> None:
         opening.result().close("cancelled")
 
 
-async def _read(content: StreamReader, limit: int, take: Callable[[bytes], None]) -> None:
-    size = 0
-    while piece := await content.readany():
-        size += len(piece)
-        if size > limit:
-            raise _too_large(limit)
-        take(piece)
-
-
 def _too_large(limit: int) -> RequestError:
     return RequestError(
         "request_too_large",
         f"The body is larger than {limit} bytes. Send less, or a URL instead of inline data.",
+    )
+
+
+def _overloaded() -> RequestError:
+    return RequestError(
+        "overloaded",
+        "The gateway holds as many bytes of requests as it may. Try again shortly.",
+        headers={"retry-after": "1"},
     )
 
 

@@ -127,7 +127,9 @@ class FolderReader:
                 self._inventory.apply(origin.document.value)
         self._origins = origins
         return Loaded(
-            resources=_with_environment(self._inventory.resources(), self._environ),
+            resources=_with_environment(
+                replace(self._inventory.resources(), standalone=True), self._environ
+            ),
             problems=tuple(problems),
             files=tuple(self._files),
             _origins=origins,

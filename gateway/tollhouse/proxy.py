@@ -15,7 +15,7 @@ from tollhouse.api.estimate import Estimate
 from tollhouse.api.usage import Usage
 from tollhouse.endpoints import Context, Endpoint, chat, models, openapi, passthrough, responses
 from tollhouse.errors import RequestError
-from tollhouse.exchange import Exchange
+from tollhouse.exchange import Exchange, Held
 from tollhouse.routing import Table
 from tollhouse.settings import Settings
 from tollhouse.snapshot import Key
@@ -50,7 +50,7 @@ _MOST_TOKENS = 10**9
 class Proxy:
     """Answers callers from the ``table`` in force; whoever reloads replaces that one reference.
 
-    ``draining`` closes each connection after its answer; ``active`` counts requests under way.
+    ``draining`` closes each connection after its answer; ``cut_short`` ends what is under way.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Proxy:
     ) -> None:
         self.table: Table | None = None
         self.draining = False
-        self.active = 0
+        self._held = Held(settings.max_inflight_bytes)
+        self._under_way: set[asyncio.Task[object]] = set()
         self._settings = settings
         self._upstream = upstream
         self._metrics = metrics
@@ -66,15 +67,30 @@ class Proxy:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request; nothing is raised but cancellation when the caller has gone."""
-        exchange = Exchange(request)
+        exchange = Exchange(request, self._held)
         exchange.keep_alive = not self.draining
-        self.active += 1
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is handled in a task of its own")
+        self._under_way.add(task)
         self._metrics.in_flight.inc()
         try:
             return await self._answer(exchange)
         except RequestError as error:
             return exchange.refuse(error)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
+            # What is not under way any more was cut short; its caller may have gone as well.
+            if task in self._under_way or task.uncancel() > 0:
+                exchange.code = "cancelled"
+                raise
+            return await exchange.give_up(
+                RequestError(
+                    "draining",
+                    "The gateway is going away and cannot finish this request. Send it again.",
+                    headers={"retry-after": "1"},
+                )
+            )
+        except ConnectionError:
             exchange.code = "cancelled"
             raise
         except Exception:
@@ -86,9 +102,15 @@ class Proxy:
                 )
             )
         finally:
-            self.active -= 1
+            self._under_way.discard(task)
             self._metrics.in_flight.dec()
+            exchange.close()
             self._record(exchange)
+
+    def cut_short(self) -> None:
+        """End every request under way, each with an error that says so where it still can be."""
+        while self._under_way:
+            self._under_way.pop().cancel()
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         path = exchange.request.path

@@ -165,7 +165,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Everything that a snapshot is compiled from, at one moment."""
+    """Everything that a snapshot is compiled from, at one moment.
+
+    ``standalone``: from a folder, where no operator keeps the Secrets of ApiKeys.
+    """
 
     providers: Mapping[Ref, Provider] = field(default_factory=dict)
     routes: Mapping[Ref, ModelRoute] = field(default_factory=dict)
@@ -177,6 +180,7 @@ class Resources:
     services: Mapping[Ref, ServiceObject] = field(default_factory=dict)
     namespaces: Mapping[str, NamespaceObject] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
+    standalone: bool = False
 
 
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")

@@ -14,7 +14,8 @@ from itertools import groupby
 import msgspec
 
 from tollhouse.errors import RequestError
-from tollhouse.snapshot import Key, KnownModel, Route, Select, Snapshot, Target, completed, price
+from tollhouse.pricing import completed, searches
+from tollhouse.snapshot import Key, KnownModel, Route, Select, Snapshot, Target
 
 EFFORTS = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 _HINT_POOL = 500
@@ -105,8 +106,7 @@ class Table:
         ``free_only``, and unsupported_parameter when no route to choose can serve the ``needs``.
         """
         view = self._view(caller.namespace)
-        stem, _, suffix = requested.rpartition(":")
-        name, effort = (stem, suffix) if stem and suffix in EFFORTS else (requested, None)
+        name, effort = split_effort(requested)
         name = caller.model_aliases.get(name, name)
         found = _find(view, name)
         if found is None:
@@ -151,6 +151,11 @@ class Table:
             return self.resolve(caller, model).route
         return found[0]
 
+    def candidates(self, caller: Key, select: Select) -> list[tuple[str, Route]]:
+        """What a ``select`` route looks at for this caller, by canonical model id."""
+        found = _candidates(self._view(caller.namespace), select.models)
+        return [(model, self._concrete(route, model, matched)) for route, model, matched in found]
+
     def _concrete(self, route: Route, model: str, matched: str | None) -> Route:
         """A wildcard route as one for this very model: with its prices and capabilities."""
         if matched is None:
@@ -165,20 +170,12 @@ class Table:
         return concrete
 
     def _worked_out(self, route: Route, matched: str) -> Route:
-        targets: list[Target] = []
-        models: list[KnownModel] = []
-        for target in route.targets:
-            found = known(self.snapshot, target, matched) if target.model is None else None
-            if found is not None:
-                models.append(found)
-                pricing = price(target.pricing, found)
-                targets.append(msgspec.structs.replace(target, pricing=pricing))
-            else:
-                targets.append(target)
-        able = route.capabilities
-        if models and len(models) == len(targets):
-            able = completed(able, models)
-        return msgspec.structs.replace(route, targets=tuple(targets), capabilities=able)
+        models = [
+            known(self.snapshot, target, matched) if target.model is None else None
+            for target in route.targets
+        ]
+        targets, able = completed(route.targets, route.capabilities, models)
+        return msgspec.structs.replace(route, targets=targets, capabilities=able)
 
     def _choose(
         self,
@@ -199,9 +196,9 @@ class Table:
             if not allows(caller, model, route):
                 continue
             concrete = self._concrete(route, model, matched)
-            lacks = _lacks(concrete, needs)
-            lacking.update(lacks)
-            if not lacks and concrete.targets:
+            missing = lacks(concrete, needs)
+            lacking.update(missing)
+            if not missing and concrete.targets:
                 able.append((concrete, model, matched))
         if not able:
             raise _nothing_left(asked, lacking)
@@ -213,6 +210,8 @@ class Table:
                 target,
                 model=target.model or its or name,
                 priority=target.priority + number * _LEVELS,
+                # The targets of one route are judged by its own capabilities.
+                web_search=searches(target, route.capabilities),
             )
             for number, (route, name, its) in enumerate(same)
             for target in route.targets
@@ -266,6 +265,12 @@ class Table:
         )
 
 
+def split_effort(requested: str) -> tuple[str, str | None]:
+    """A model's name without its effort suffix, and the suffix; None where there is no such."""
+    stem, _, suffix = requested.rpartition(":")
+    return (stem, suffix) if stem and suffix in EFFORTS else (requested, None)
+
+
 def known(snapshot: Snapshot, target: Target, model: str) -> KnownModel | None:
     """What is known about a wildcard target's model: by its name, else by its longest beginning."""
     provider = snapshot.providers.get(target.provider)
@@ -280,6 +285,26 @@ def known(snapshot: Snapshot, target: Target, model: str) -> KnownModel | None:
         if found is not None:
             return found
     return None
+
+
+def searching(resolution: Resolution, param: str) -> Resolution:
+    """The same with those of the targets that search the web; the others are passed over.
+
+    Raises RequestError, naming ``param`` as what asks for it, when none of the targets does. A
+    route without any target is left as it is: what is wrong with that is not the caller's.
+    """
+    route = resolution.route
+    able = tuple(it for it in route.targets if searches(it, route.capabilities))
+    if len(able) == len(route.targets):
+        return resolution
+    if not able:
+        raise RequestError(
+            "unsupported_parameter",
+            f"{resolution.model} has no target that searches the web. Leave out `{param}`, or use "
+            "a model whose `capabilities` at GET /v1/models name web search.",
+            param=param,
+        )
+    return replace(resolution, route=msgspec.structs.replace(route, targets=able))
 
 
 def order(targets: Iterable[Target], draw: Callable[[], float]) -> list[list[Target]]:
@@ -352,24 +377,24 @@ def _candidates(view: _View, patterns: Iterable[str]) -> list[tuple[Route, str, 
     return list(found.values())
 
 
-def _lacks(route: Route, needs: Needs) -> list[str]:
+def lacks(route: Route, needs: Needs) -> list[str]:
     """What a request needs and the route does not give; what nobody says is taken to be there,
     but for web search, which few models have."""
     able = route.capabilities
-    lacks: list[str] = []
+    missing: list[str] = []
     if needs.vision and able.vision is False:
-        lacks.append("vision")
+        missing.append("vision")
     if needs.tools and able.tools is False:
-        lacks.append("tools")
+        missing.append("tools")
     if needs.reasoning and able.reasoning is False:
-        lacks.append("reasoning")
-    if needs.web_search and able.web_search is not True:
-        lacks.append("web search")
+        missing.append("reasoning")
+    if needs.web_search and not any(searches(it, able) for it in route.targets):
+        missing.append("web search")
     if able.context_window is not None and needs.prompt_tokens > able.context_window:
-        lacks.append(f"a context window for about {needs.prompt_tokens} tokens")
+        missing.append(f"a context window for about {needs.prompt_tokens} tokens")
     if needs.free_only and not _is_free(route):
-        lacks.append("being free")
-    return lacks
+        missing.append("being free")
+    return missing
 
 
 def _nothing_left(asked: Route, lacking: set[str]) -> RequestError:
@@ -389,7 +414,12 @@ def _nothing_left(asked: Route, lacking: set[str]) -> RequestError:
 
 
 def _is_free(route: Route) -> bool:
-    return route.free or bool(route.targets and all(_cost(it) == 0 for it in route.targets))
+    return route.free or bool(route.targets and all(map(_is_gratis, route.targets)))
+
+
+def _is_gratis(target: Target) -> bool:
+    pricing = target.pricing
+    return pricing is not None and _cost(target) == 0 and Decimal(pricing.request or 0) == 0
 
 
 def _cost(target: Target) -> Decimal:

@@ -4,8 +4,8 @@ A snapshot is frozen and content-addressed. It travels as *shards*: small, indep
 pieces named after a hash of what they hold, so that one changed object changes one shard. An
 *index* lists the shards with their digests; the digest of the whole is computed from those.
 
-Units: every duration is in seconds, every price is a decimal string in USD per million tokens,
-every instant is seconds since the Unix epoch.
+Units: every duration is in seconds, every price is a decimal string in USD (see ``Pricing``), every
+instant is seconds since the Unix epoch.
 
 Compatibility: fields may be added with a default in any release, and readers ignore fields and
 enumeration words they do not know, so both directions work within one minor version. ``FORMAT``
@@ -14,7 +14,7 @@ rises only when an older reader would misread what it is given.
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -101,12 +101,39 @@ class Mock(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: MockUsage | None = None
 
 
+class Tier(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What all tokens of a request cost whose prompt has more than `above` of them; a price that
+    it leaves out is the one without tiers."""
+
+    above: int
+    input: str | None = None
+    cached_input: str | None = None
+    cache_write: str | None = None
+    cache_write_hour: str | None = None
+    output: str | None = None
+
+
 class Pricing(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Decimal strings, USD per million tokens."""
+    """Decimal strings, USD per million tokens, but for one web search and for one request.
+
+    A kind of token without a price of its own costs what the plainer kind does. Tiers rise.
+    """
 
     input: str | None = None
     cached_input: str | None = None
     output: str | None = None
+    cache_write: str | None = None
+    cache_write_hour: str | None = None
+    reasoning: str | None = None
+    input_audio: str | None = None
+    cached_audio: str | None = None
+    output_audio: str | None = None
+    input_image: str | None = None
+    cached_image: str | None = None
+    output_image: str | None = None
+    web_search: str | None = None
+    request: str | None = None
+    tiers: tuple[Tier, ...] = ()
 
 
 class KnownModel(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -148,7 +175,7 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``provider`` is ``namespace/name``. ``model`` is the provider's own name for the model; None on
     a wildcard route means: whatever the wildcard matched. ``timeouts`` are the route's where it
-    sets them and the provider's elsewhere.
+    sets them and the provider's elsewhere. ``web_search`` None: as the route's capabilities say.
     """
 
     provider: str
@@ -157,6 +184,7 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     pricing: Pricing | None = None
     timeouts: Timeouts = Timeouts()
+    web_search: bool | None = None
 
 
 class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -238,33 +266,6 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
-
-
-def price(own: Pricing | None, model: KnownModel) -> Pricing:
-    """A route's own prices, and where it is silent the published ones.
-
-    A published discount for cached input says nothing beside a price of one's own.
-    """
-    said, own = model.pricing, own or Pricing()
-    return Pricing(
-        input=own.input or said.input,
-        cached_input=own.cached_input or (said.cached_input if own.input is None else None),
-        output=own.output or said.output,
-    )
-
-
-def completed(own: Capabilities, models: Sequence[KnownModel]) -> Capabilities:
-    """A route's own capabilities, and where it is silent what all of its models are known to do.
-
-    Whichever target is tried must take the whole prompt, so the smallest window counts.
-    """
-    windows = [it.context_window for it in models if it.context_window is not None]
-    searches = all(it.web_search for it in models) or None
-    return msgspec.structs.replace(
-        own,
-        context_window=own.context_window or (min(windows) if windows else None),
-        web_search=own.web_search if own.web_search is not None else searches,
-    )
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,15 +4,14 @@ Each event is sent on at once. A ``Watch`` of the protocol at hand looks into it
 gateway must know: usage, an error in mid-stream, the end; and says what of it the caller gets.
 """
 
-import asyncio
-import time
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from tollhouse.api import sse
 from tollhouse.api.usage import Usage
-from tollhouse.errors import BrokenAnswer, UpstreamError, UpstreamTimeout
-from tollhouse.transport import Answer
+from tollhouse.errors import BrokenAnswer, UpstreamError
+from tollhouse.transport import Answer, Patience
 
 _LONGEST_PRELUDE = 64
 """How many events without content a stream may begin with before it counts as begun."""
@@ -61,8 +60,8 @@ class Watches(Protocol):
 class Stream:
     """One stream. ``begin`` waits for the first piece of the answer, ``next`` gives what to send.
 
-    ``idle`` and ``total`` are in seconds, ``deadline`` on the clock of ``time.monotonic``;
-    ``ended`` is told the outcome and the usage once, when the stream is closed.
+    ``patience`` bounds each wait for more once it has begun; ``ended`` is told the outcome, the
+    usage and the error once, when the stream is closed.
     """
 
     def __init__(
@@ -70,16 +69,12 @@ class Stream:
         answer: Answer,
         *,
         watch: Watch,
-        idle: float,
-        total: float,
-        deadline: float,
-        ended: Callable[[str, Usage | None], None],
+        patience: Patience,
+        ended: Callable[[str, Usage | None, UpstreamError | None], None],
     ) -> None:
         self._answer = answer
         self._watch = watch
-        self._idle = idle
-        self._total = total
-        self._deadline = deadline
+        self._patience = patience
         self._ended = ended
         self._splitter = sse.Splitter()
         self._ready: list[bytes] = []
@@ -109,25 +104,18 @@ class Stream:
             if self._watch.done:
                 await self._drain()
                 return b""
-            left = self._deadline - time.monotonic()
-            try:
-                async with asyncio.timeout(min(self._idle, left)):
-                    chunk = await self._answer.chunk()
-            except TimeoutError:
-                raise (
-                    UpstreamTimeout("idle", self._idle)
-                    if self._idle < left
-                    else UpstreamTimeout("total", self._total)
-                ) from None
-            self._take(chunk)
+            self._take(await self._patience.chunk(self._answer))
         ready = self._ready[0] if len(self._ready) == 1 else b"".join(self._ready)
         self._ready.clear()
         return ready
 
-    def close(self, outcome: str) -> None:
-        """Let go of the provider; called exactly once, whatever happened."""
+    def close(self, outcome: str, error: UpstreamError | None = None) -> None:
+        """Let go of the provider; called exactly once, whatever happened.
+
+        ``outcome`` is ``ok``, ``cancelled``, or the word of the ``error`` that ended it.
+        """
         self._answer.close()
-        self._ended(outcome, self.usage)
+        self._ended(outcome, self.usage, error)
 
     def _take(self, chunk: bytes) -> None:
         watch = self._watch
@@ -148,11 +136,11 @@ class Stream:
         return [rest.rstrip(b"\r\n") + b"\n\n"] if rest.strip() else []
 
     async def _drain(self) -> None:
-        try:
-            async with asyncio.timeout(_DRAIN):
-                while await self._answer.chunk():
-                    pass
-        except (TimeoutError, UpstreamError):
-            # The caller has its whole answer; only the connection is lost.
-            pass
+        # The caller has its whole answer; where this fails only the connection is lost.
+        with contextlib.suppress(UpstreamError):
+            await self._patience.briefly(_DRAIN, self._read_rest())
         self._over = True
+
+    async def _read_rest(self) -> None:
+        while await self._answer.chunk():
+            pass

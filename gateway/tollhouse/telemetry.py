@@ -10,8 +10,9 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 from opentelemetry import propagate, trace
@@ -29,6 +30,7 @@ from prometheus_client import (
 )
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_STORE = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _OVERHEAD = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 
 
@@ -72,6 +74,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        passed_over = Gauge(
+            "tollhouse_targets_passed_over",
+            "Targets that are passed over after failures in a row, by provider (namespace/name).",
+            ["provider"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         tokens = Counter(
             "tollhouse_tokens",
             "Tokens used, by route and direction (input or output).",
@@ -101,15 +110,68 @@ class Metrics:
             "Configurations put in force.",
             registry=registry,
         )
-        self.requests: Callable[[str, int, str], Counter] = _cached(requests.labels)
-        self.duration: Callable[[str], Histogram] = _cached(duration.labels)
-        self.attempts: Callable[[str, str], Counter] = _cached(attempts.labels)
-        self.first_byte: Callable[[str], Histogram] = _cached(first_byte.labels)
-        self.tokens: Callable[[str, str], Counter] = _cached(tokens.labels)
-        self.estimated_tokens: Callable[[str, str], Counter] = _cached(estimated_tokens.labels)
+        self.store_up = Gauge(
+            "tollhouse_store_up",
+            "1 while the counters' store answers, 0 while each limit's onStoreFailure decides.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.store_seconds = Histogram(
+            "tollhouse_store_seconds",
+            "Round trips to the counters' store; one can carry many requests.",
+            buckets=_STORE,
+            registry=registry,
+        )
+        store_decisions = Counter(
+            "tollhouse_store_decisions",
+            "Limits that were decided without the store, by mode (Allow, Deny or Local).",
+            ["mode"],
+            registry=registry,
+        )
+        self.store_decisions: Callable[[str], Counter] = functools.cache(store_decisions.labels)
+        named = (requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens)
+        by_name = {metric: _Series(metric) for metric in named}
+        self._series = tuple(by_name.values())
+        self.requests: Callable[[str, int, str], Counter] = by_name[requests].child
+        self.duration: Callable[[str], Histogram] = by_name[duration].child
+        self.attempts: Callable[[str, str], Counter] = by_name[attempts].child
+        self.first_byte: Callable[[str], Histogram] = by_name[first_byte].child
+        self.passed_over: Callable[[str], Gauge] = by_name[passed_over].child
+        self.tokens: Callable[[str, str], Counter] = by_name[tokens].child
+        self.estimated_tokens: Callable[[str, str], Counter] = by_name[estimated_tokens].child
+
+    def keep(self, objects: Collection[str]) -> None:
+        """Forget the series of routes and providers (namespace/name) that are not among these.
+
+        Words that name no object, such as ``models`` for the catalogue, stay. Processes that share
+        their series keep them until they end: the library cannot take one out of a shared file.
+        """
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            for series in self._series:
+                series.keep(objects)
 
 
-_cached = functools.lru_cache(maxsize=4096)
+class _Series:
+    """The series of one metric, by the values of its labels, the first of which is an object."""
+
+    def __init__(self, metric: Counter | Gauge | Histogram) -> None:
+        self._metric = metric
+        self._seen: set[tuple[str, ...]] = set()
+        self.child: Callable[..., Any] = functools.lru_cache(maxsize=4096)(self._make)
+        self._forget = self.child.cache_clear
+
+    def keep(self, objects: Collection[str]) -> None:
+        gone = [it for it in self._seen if "/" in it[0] and it[0] not in objects]
+        for labels in gone:
+            self._metric.remove(*labels)
+            self._seen.discard(labels)
+        if gone:
+            # What is counted for one of them from now on begins a new series.
+            self._forget()
+
+    def _make(self, *labels: object) -> Counter | Gauge | Histogram:
+        self._seen.add(tuple(map(str, labels)))
+        return self._metric.labels(*labels)
 
 
 def exposition() -> bytes:

@@ -9,15 +9,19 @@ import functools
 import hashlib
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import aiohttp
 
-from tollhouse.errors import BrokenAnswer, ConnectError, UpstreamError
+from tollhouse.errors import BrokenAnswer, ConnectError, UpstreamError, UpstreamTimeout
 from tollhouse.providers import mock, mock_endpoints
-from tollhouse.snapshot import Provider
+from tollhouse.snapshot import Provider, Timeouts
+from tollhouse.waiting import Watchdog
+
+T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """A whole answer larger than this is refused; images and audio come in base64."""
@@ -79,6 +83,52 @@ class Transport(Protocol):
         Waiting longer than that is for the caller to bound, by cancelling.
         """
         ...
+
+
+class Patience:
+    """How long one attempt waits for its provider: each wait within its own time and the total's.
+
+    ``started`` is when the request came in, on the clock of ``time.monotonic``.
+    """
+
+    __slots__ = ("_deadline", "_timeouts", "_watchdog")
+
+    def __init__(self, timeouts: Timeouts, started: float) -> None:
+        self._timeouts = timeouts
+        self._deadline = started + timeouts.total
+        self._watchdog = Watchdog()
+
+    async def first_byte(self, awaitable: Awaitable[T]) -> T:
+        """What this comes to within the ``firstByte`` timeout. Raises UpstreamTimeout."""
+        return await self._within("first_byte", self._timeouts.first_byte, awaitable)
+
+    async def chunk(self, answer: Answer) -> bytes:
+        """The answer's next piece, b"" at its end, within the ``idle`` timeout.
+
+        Raises UpstreamTimeout, or BrokenAnswer when the answer ends early.
+        """
+        if not answer.waits:
+            return await answer.chunk()
+        return await self._within("idle", self._timeouts.idle, answer.chunk())
+
+    async def briefly(self, seconds: float, awaitable: Awaitable[T]) -> T:
+        """What this comes to within so many seconds. Raises UpstreamTimeout."""
+        return await self._within("idle", seconds, awaitable)
+
+    def close(self) -> None:
+        """Called once nothing is waited for any more."""
+        self._watchdog.close()
+
+    async def _within(self, which: str, seconds: float, awaitable: Awaitable[T]) -> T:
+        left = self._deadline - time.monotonic()
+        try:
+            return await self._watchdog.within(min(seconds, left), awaitable)
+        except TimeoutError:
+            raise (
+                UpstreamTimeout(which, seconds)
+                if seconds < left
+                else UpstreamTimeout("total", self._timeouts.total)
+            ) from None
 
 
 class _Pool:

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TypeVar
 
 from opentelemetry.context import Context
@@ -29,6 +28,7 @@ from tollhouse.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from tollhouse.health import Health, blames_target
 from tollhouse.providers import openai
 from tollhouse.snapshot import Provider, Retries, Snapshot, Target
 from tollhouse.stream import Stream, Watches
@@ -39,6 +39,7 @@ from tollhouse.transport import (
     HTTPTransport,
     MockTransport,
     Outgoing,
+    Patience,
     Transport,
     Upload,
 )
@@ -102,7 +103,9 @@ class _Attempt:
         self._call = call
         self._trail = trail
         self._provider = provider
+        self._begun = False
         self._ended = False
+        self._patience = Patience(target.timeouts, call.started)
 
     async def run(self, finish: "Callable[[_Attempt, Answer], Awaitable[T]]") -> T:
         """Send, wait for the head, hand the answer to ``finish``. Raises UpstreamError."""
@@ -111,6 +114,9 @@ class _Attempt:
         self._upstream.enter(provider)
         trail.attempts += 1
         trail.model = model = routing.upstream_model(call.resolution, self.target)
+        self._name = (provider.id, model)
+        health = self._upstream.health
+        self._probe = bool(health) and health.begin(self._name)
         self._span = self._upstream.tracer.attempt(
             call.trace,
             operation=call.operation,
@@ -123,30 +129,42 @@ class _Attempt:
         begun = time.monotonic()
         try:
             outgoing = self._outgoing(model)
-            async with self.bound("first_byte", self.target.timeouts.first_byte):
-                answer = await self._upstream.transport(provider).send(
-                    provider, outgoing, self.target.timeouts.connect
-                )
+            transport = self._upstream.transport(provider)
+            answer = await self._patience.first_byte(
+                transport.send(provider, outgoing, self.target.timeouts.connect)
+            )
+            self._begun = True
             self._span.first_byte(answer.status)
             took = time.monotonic() - begun
             self._upstream.metrics.first_byte(provider.id).observe(took)
-            self._upstream.note((provider.id, model), took)
+            self._upstream.note(self._name, took)
             if answer.status >= 300:
                 raise await self._refusal(answer)
-            return await finish(self, answer)
-        except BaseException as error:
+            finished = await finish(self, answer)
+            if health and not self._ended:
+                health.answers(self._name)
+                self._probe = False
+            return finished
+        except UpstreamError as error:
             if answer is not None:
                 answer.close()
-            self.end(error.outcome if isinstance(error, UpstreamError) else "cancelled", None)
+            self.end(error.outcome, None, error)
+            raise
+        except BaseException:
+            if answer is not None:
+                answer.close()
+            self.end("cancelled", None)
             raise
         finally:
             trail.waited += time.monotonic() - begun
 
-    def end(self, outcome: str, usage: Usage | None) -> None:
-        """Close the books; ``outcome`` is ``ok``, ``cancelled`` or an error's word."""
+    def end(self, outcome: str, usage: Usage | None, error: UpstreamError | None = None) -> None:
+        """Close the books; ``outcome`` is ``ok``, ``cancelled`` or the word of the ``error``."""
         if self._ended:
             return
         self._ended = True
+        self._patience.close()
+        self._judge(outcome, error)
         self._upstream.leave(self._provider)
         self._upstream.metrics.attempts(self._provider.id, outcome).inc()
         if usage is not None:
@@ -157,22 +175,12 @@ class _Attempt:
             )
         self._span.end(outcome)
 
-    def bound(self, which: str, seconds: float) -> "_Bound":
-        """Bound a block by this timeout and by the request's total."""
-        total = self.target.timeouts.total
-        left = self._call.started + total - time.monotonic()
-        return _Bound(which, seconds) if seconds < left else _Bound("total", total, left)
-
     async def read(self, answer: Answer, limit: int) -> bytes:
         """The whole body. Raises BrokenAnswer beyond ``limit`` bytes, UpstreamTimeout on stalls."""
         pieces: list[bytes] = []
         size = 0
         while True:
-            if answer.waits:
-                async with self.bound("idle", self.target.timeouts.idle):
-                    piece = await answer.chunk()
-            else:
-                piece = await answer.chunk()
+            piece = await self._patience.chunk(answer)
             if not piece:
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
             size += len(piece)
@@ -193,32 +201,25 @@ class _Attempt:
 
     async def begin(self, answer: Answer, watch: Watches) -> Stream:
         """The events from the first one with content on."""
-        timeouts = self.target.timeouts
-        stream = Stream(
-            answer,
-            watch=watch.fresh(),
-            idle=timeouts.idle,
-            total=timeouts.total,
-            deadline=self._call.started + timeouts.total,
-            ended=self.end,
-        )
-        async with self.bound("first_byte", timeouts.first_byte):
-            await stream.begin()
+        stream = Stream(answer, watch=watch.fresh(), patience=self._patience, ended=self.end)
+        await self._patience.first_byte(stream.begin())
         return stream
 
     async def binary(self, answer: Answer) -> Binary:
         """The bytes from the first one on."""
-        timeouts = self.target.timeouts
-        async with self.bound("first_byte", timeouts.first_byte):
-            first = await answer.chunk()
-        return Binary(
-            answer,
-            first,
-            idle=timeouts.idle,
-            total=timeouts.total,
-            deadline=self._call.started + timeouts.total,
-            ended=self.end,
-        )
+        first = await self._patience.first_byte(answer.chunk())
+        return Binary(answer, first, patience=self._patience, ended=self.end)
+
+    def _judge(self, outcome: str, error: UpstreamError | None) -> None:
+        """Tell what this end says of the target's health."""
+        health = self._upstream.health
+        attempts = self._trail.attempts
+        if error is not None and blames_target(error, begun=self._begun, attempts=attempts):
+            health.failed(self._name, self._provider, outcome)
+        elif outcome == "ok" and health:
+            health.succeeded(self._name)
+        elif self._probe:
+            health.release(self._name)
 
     def _outgoing(self, model: str) -> Outgoing:
         url, body = self._call.compose(self._provider, model)
@@ -241,31 +242,6 @@ class _Attempt:
         return StatusError(answer.status, body, retry_after)
 
 
-class _Bound:
-    """A timeout that says which one it was: raises UpstreamTimeout from the block."""
-
-    __slots__ = ("_seconds", "_timeout", "_which")
-
-    def __init__(self, which: str, seconds: float, left: float | None = None) -> None:
-        self._which = which
-        self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds if left is None else left)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise UpstreamTimeout(self._which, self._seconds) from None
-
-
 class Upstream:
     """Calls providers for one process; knows how many requests each one has right now."""
 
@@ -275,6 +251,7 @@ class Upstream:
         self._http = HTTPTransport()
         self._mock = MockTransport()
         self._active: dict[str, int] = {}
+        self.health = Health(metrics)
         self.latencies: dict[tuple[str, str], float] = {}
         """Seconds to the first byte by (Provider id, upstream model): a moving average."""
 
@@ -339,6 +316,7 @@ class Upstream:
 
     async def keep(self, snapshot: Snapshot) -> None:
         """Close what no provider of this snapshot uses any more."""
+        self.health.keep(snapshot.providers)
         providers = snapshot.providers.values()
         self._mock.keep(providers)
         await self._http.keep(providers)
@@ -371,11 +349,20 @@ class Upstream:
         How the attempt before ended, in ``trail.failure``, decides whether there is another.
         """
         retries = call.resolution.route.retries
-        for level in routing.order(call.resolution.route.targets, random.random):
-            targets = [target for target in level if target.provider in snapshot.providers]
+        levels = [
+            [target for target in level if target.provider in snapshot.providers]
+            for level in routing.order(call.resolution.route.targets, random.random)
+        ]
+        # With every target passed over, to refuse would make an outage of a bad minute for sure.
+        some_well = any(self._well(call, level) for level in levels)
+        for number, level in enumerate(levels):
+            elsewhere = some_well and number < len(levels) - 1
+            targets = level
             turns = 1 + max(retries.attempts, len(targets) - 1)
             previous: Target | None = None
             for turn in range(turns):
+                if some_well and self.health:
+                    targets = self._well(call, targets) or ([] if elsewhere else targets)
                 if not targets:
                     break
                 target = targets[turn % len(targets)]
@@ -387,7 +374,15 @@ class Upstream:
                 if trail.failure is None or not _may_go_on(trail.failure, retries):
                     return
                 if _is_hopeless(trail.failure):
-                    targets.remove(target)
+                    targets = [it for it in targets if it is not target]
+
+    def _well(self, call: Call, targets: list[Target]) -> list[Target]:
+        """Those of the targets that are not passed over now."""
+        health = self.health
+        if not health:
+            return targets
+        name = routing.upstream_model
+        return [it for it in targets if health.takes((it.provider, name(call.resolution, it)))]
 
     def note(self, target: tuple[str, str], seconds: float) -> None:
         """Take one more first-byte time into a target's average; the last ten weigh most."""

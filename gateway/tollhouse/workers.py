@@ -175,6 +175,8 @@ class Supervisor:
 
     def _drain(self) -> None:
         if self._stop.is_set():
+            # Asked again: each worker ends what it has under way.
+            self._signal(self._processes, signal.SIGTERM)
             return
         settings = self._settings
         self._stop.set()

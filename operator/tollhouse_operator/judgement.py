@@ -14,7 +14,8 @@ from typing import Any
 
 from tollhouse.compile import Compiled
 from tollhouse.findings import Finding, Reason, conditions
-from tollhouse.resources import KINDS, ApiKey, Resource, Resources
+from tollhouse.resources import KINDS, ApiKey, Resource, Resources, SecretObject
+from tollhouse_operator import rotation
 from tollhouse_operator.fleet import Census
 from tollhouse_operator.keys import KEY, Trouble, prefix, secret_of
 from tollhouse_operator.pulse import Pulse
@@ -45,7 +46,8 @@ class _Standing:
     """One object as the last rebuild left it.
 
     ``state`` (uid, generation, in the snapshot, findings) decides everything but Programmed;
-    ``number`` is the snapshot that first held it so, ``since`` when that was published.
+    ``number`` is the snapshot that first held it so, ``since`` when that was published. An
+    ApiKey's status tells of its ``secret``, too.
     ``settled``: it was live on every gateway already.
     """
 
@@ -54,6 +56,7 @@ class _Standing:
     number: int | None
     since: float
     settled: bool
+    secret: SecretObject | None = None
 
 
 class Judgement:
@@ -109,14 +112,20 @@ class Judgement:
                 generation = resource.metadata.generation
             state = (seen.uid, generation or 0, key in in_snapshot, findings.get(key, ()))
             old = self._standings.get(key)
+            secret: SecretObject | None = None
+            if isinstance(resource, ApiKey):
+                secret = resources.secrets.get(secret_of(resource))
             if old is not None and old.state == state:
                 old.resource = resource
+                if old.secret is not secret:
+                    old.secret = secret
+                    self._due.add(key)
                 if old.number is None and number is not None:
                     old.number, old.since = number, now
                     self._due.add(key)
                 continue
             settled = old is None and _says_programmed(seen.status, generation or 0)
-            self._standings[key] = _Standing(state, resource, number, now, settled)
+            self._standings[key] = _Standing(state, resource, number, now, settled, secret)
             self._due.add(key)
         for key in self._standings.keys() - known.keys() - generations.keys():
             del self._standings[key]
@@ -213,7 +222,7 @@ class Judgement:
         fields: dict[str, str | None] = {}
         if isinstance(standing.resource, ApiKey):
             found.append(self._ready(key, standing.resource, found))
-            fields["prefix"] = self._prefix(standing.resource)
+            fields |= self._of_key(standing.resource)
         return Desired(uid, generation, tuple(found), fields)
 
     def _programmed(
@@ -248,10 +257,17 @@ class Judgement:
                 self._expiring[key] = expires.timestamp()
         return ready(found, disabled=api_key.spec.disabled, expired=expired)
 
-    def _prefix(self, api_key: ApiKey) -> str | None:
+    def _of_key(self, api_key: ApiKey) -> dict[str, str | None]:
+        """What the status tells of the key in the ApiKey's Secret."""
         secret = self._resources.secrets.get(secret_of(api_key))
         value = secret.data.get(KEY) if secret is not None else None
-        return prefix(value.value) if value is not None and value.value else None
+        state = rotation.state_of(secret) if secret is not None else None
+        last, following = rotation.times(api_key, state) if state is not None else (None, None)
+        return {
+            "prefix": prefix(value.value) if value is not None and value.value else None,
+            "lastRotated": last,
+            "nextRotation": following,
+        }
 
 
 def _custom(resources: Resources) -> Iterator[Resource]:

@@ -4,20 +4,21 @@ Each ApiKey has a Secret in its own namespace with ``OPENAI_API_KEY`` and ``OPEN
 that we make belongs to its ApiKey and goes with it. One that a user brought keeps its key and its
 owner: it only gets our label, by which it is then followed. Values never reach a log or a message.
 
-Rotation is not done here; a Secret's ``tollhouse.dev/previous-digests`` is left as it is.
+Keys are replaced elsewhere, in ``rotating``; here it is noted since when there is one.
 """
 
 import asyncio
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import structlog
 
 from tollhouse.auth import checksum_holds, new_key
 from tollhouse.resources import GROUP, VERSION, ApiKey, Ref
+from tollhouse_operator import rotation
 from tollhouse_operator.cluster import CallError, Cluster, backoff, path
 from tollhouse_operator.pulse import Pulse
 from tollhouse_operator.store import BY_LABEL, Store
@@ -75,9 +76,10 @@ def prefix(key: str) -> str | None:
     return key[:4] if len(key) >= SHORTEST_KEY else None
 
 
-def new_secret(api_key: ApiKey, base_url: str) -> dict[str, Any]:
-    """A Secret with a fresh key, which goes when its ApiKey goes."""
+def new_secret(api_key: ApiKey, base_url: str, now: float) -> dict[str, Any]:
+    """A Secret with a fresh key, which goes when its ApiKey goes; ``now`` since the epoch."""
     namespace, name = secret_of(api_key)
+    key = new_key()
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -86,6 +88,7 @@ def new_secret(api_key: ApiKey, base_url: str) -> dict[str, Any]:
             "namespace": namespace,
             "name": name,
             "labels": dict(_LABELS),
+            "annotations": rotation.beginning(api_key, key, now),
             "ownerReferences": [
                 {
                     "apiVersion": f"{GROUP}/{VERSION}",
@@ -97,42 +100,58 @@ def new_secret(api_key: ApiKey, base_url: str) -> dict[str, Any]:
                 }
             ],
         },
-        "data": {KEY: _encoded(new_key()), BASE_URL: _encoded(base_url)},
+        "data": {KEY: _encoded(key), BASE_URL: _encoded(base_url)},
     }
 
 
-def change_to(found: Mapping[str, Any], base_url: str) -> dict[str, Any] | None:
+def change_to(
+    found: Mapping[str, Any], api_key: ApiKey, base_url: str, now: float
+) -> dict[str, Any] | None:
     """The merge patch that makes an existing Secret an ApiKey's, or None where it is one.
 
-    It adds our labels and, only where there is no key, a key and the base URL.
+    It adds our labels and notes since when the key is known, which is ``now``, in seconds since
+    the epoch; only where there is no key, it adds a key and the base URL.
     """
     metadata = found["metadata"]
     data = found.get("data") or {}
-    change: dict[str, Any] = {}
+    labelled = (metadata.get("labels") or {}).get(LABEL) == "true"
+    state = rotation.state_of_manifest(found)
+    if data.get(KEY) and labelled:
+        return None
+    change: dict[str, Any] = {"metadata": {"resourceVersion": metadata["resourceVersion"]}}
+    if not labelled:
+        change["metadata"]["labels"] = dict(_LABELS)
     if not data.get(KEY):
-        change["data"] = {KEY: _encoded(new_key())}
+        key = new_key()
+        change["data"] = {KEY: _encoded(key)}
         if BASE_URL not in data:
             change["data"][BASE_URL] = _encoded(base_url)
-    if (metadata.get("labels") or {}).get(LABEL) != "true":
-        change["metadata"] = {"labels": dict(_LABELS)}
-    if not change:
-        return None
-    change.setdefault("metadata", {})["resourceVersion"] = metadata["resourceVersion"]
+        change["metadata"]["annotations"] = rotation.beginning(api_key, key, now)
+    elif state is not None and not state.known:
+        noted = rotation.change(api_key, found, state, None, now)
+        change["metadata"]["annotations"] = noted["metadata"]["annotations"]
     return change
 
 
 class Keys:
     """Gives every ApiKey its Secret. The store learns of each Secret from the write's own answer,
     so a new key is published without waiting for a watch. ``settled`` is called with each ApiKey
-    that is no longer worked on."""
+    that is no longer worked on, and ``clock`` gives seconds since the epoch."""
 
     def __init__(
-        self, cluster: Cluster, store: Store, base_url: str, settled: Callable[[Ref], None]
+        self,
+        cluster: Cluster,
+        store: Store,
+        base_url: str,
+        settled: Callable[[Ref], None],
+        *,
+        clock: Callable[[], float] = time,
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._base_url = base_url
         self._settled = settled
+        self._clock = clock
         self._working: dict[Ref, asyncio.Task[None]] = {}
         self._given_up: dict[Ref, _GivenUp] = {}
         self._calls = asyncio.Semaphore(_PARALLEL)
@@ -240,10 +259,10 @@ class Keys:
             if found is None and self._gone(api_key):
                 return
             if found is None:
-                fresh = new_secret(api_key, self._base_url)
+                fresh = new_secret(api_key, self._base_url, self._clock())
                 found = await self._cluster.create(path("Secret", namespace), fresh)
                 _log.info("key made", apikey="/".join(_ref(api_key)), secret=name)
-            elif (change := change_to(found, self._base_url)) is not None:
+            elif change := change_to(found, api_key, self._base_url, self._clock()):
                 found = await self._cluster.patch(where, change)
                 _log.info("key adopted", apikey="/".join(_ref(api_key)), secret=name)
         self._store.observe("Secret", found, BY_LABEL)

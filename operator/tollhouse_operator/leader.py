@@ -8,6 +8,7 @@ exists.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from time import monotonic
 
 import structlog
@@ -16,6 +17,7 @@ from tollhouse.compile import Compiled, compile_snapshot
 from tollhouse.errors import ClusterError
 from tollhouse.resources import Ref, Resources
 from tollhouse.snapshot import shards
+from tollhouse_operator.announce import Announcements
 from tollhouse_operator.cluster import Cluster, backoff
 from tollhouse_operator.fleet import Census, Fleet
 from tollhouse_operator.judgement import Judgement
@@ -23,6 +25,7 @@ from tollhouse_operator.keys import Keys
 from tollhouse_operator.ops import Metrics
 from tollhouse_operator.publish import Publisher, SecretSlots, TooLarge
 from tollhouse_operator.pulse import Pulse
+from tollhouse_operator.rotating import Rotations
 from tollhouse_operator.settings import Settings
 from tollhouse_operator.status import Statuses
 from tollhouse_operator.store import Key, Store
@@ -55,8 +58,12 @@ class Leader:
         self._resolved = resolved
         self._pulse = Pulse(quiet=_QUIET_SECONDS, most=_MOST_SECONDS)
         self._publisher = Publisher(SecretSlots(cluster, *settings.snapshot))
-        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
         self._fleet = Fleet(cluster, settings.service, self._fleet_changed)
+        self._announcements = Announcements(self._pulse.beat, self._census)
+        self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
+        self._rotations = Rotations(
+            cluster, store, self._announcements, identity=settings.lease.identity
+        )
         self._statuses = Statuses(cluster, store, settings.lease.identity)
         self._judgement = Judgement(
             store,
@@ -71,6 +78,7 @@ class Leader:
         self._pulse.beat()
         if key[0] in ("ApiKey", "Secret"):
             self._keys.look()
+            self._rotations.changed(key)
 
     def touched(self, key: Key) -> None:
         """There is a new version of a custom resource."""
@@ -83,7 +91,13 @@ class Leader:
             group.create_task(self._fleet.run())
             group.create_task(self._statuses.run())
             group.create_task(self._judgement.run())
+            group.create_task(self._rotate())
             group.create_task(self._rebuild_forever())
+
+    async def _rotate(self) -> None:
+        """Once every ApiKey has its Secret: a new key is published before it is written."""
+        await self._keys.until_passed()
+        await self._rotations.run()
 
     async def _rebuild_forever(self) -> None:
         await self._keys.until_passed()
@@ -109,6 +123,7 @@ class Leader:
                 # Under a flood of changes, half of the time belongs to everything else.
                 await asyncio.sleep(max(0.0, rest_until - monotonic()))
                 self._keys.look()
+                self._rotations.tick()
                 self._judgement.tick()
             except ClusterError as error:
                 failures += 1
@@ -119,7 +134,7 @@ class Leader:
 
     async def _rebuild(self, limit: float | None) -> None:
         began = monotonic()
-        resources = await self._resolved(limit)
+        resources, coming = self._announcements.joined(await self._resolved(limit))
         compiled, pieces = await asyncio.to_thread(_compile, resources)
         try:
             published = await self._publisher.publish(pieces)
@@ -129,6 +144,7 @@ class Leader:
             self._judgement.rebuilt(resources, compiled, None, str(error))
             return
         number = self._fleet.published(published.digest)
+        self._announcements.published(number, coming)
         self._judgement.rebuilt(resources, compiled, number, None)
         seconds = monotonic() - began
         self._metrics.rebuilds.inc()
@@ -148,6 +164,7 @@ class Leader:
         return self._fleet.census() if self._fleet.listed else None
 
     def _fleet_changed(self) -> None:
+        self._announcements.fleet_changed()
         self._judgement.fleet_changed()
 
     def _key_settled(self, api_key: Ref) -> None:
@@ -155,5 +172,5 @@ class Leader:
 
 
 def _compile(resources: Resources) -> tuple[Compiled, dict[str, bytes]]:
-    compiled = compile_snapshot(resources)
+    compiled = compile_snapshot(resources, datetime.now(UTC).date())
     return compiled, shards(compiled.snapshot)

@@ -1,21 +1,22 @@
-"""What ``kubectl get`` shows: conditions, a key's prefix, and events when they change.
+"""What ``kubectl get`` shows: conditions, what is told of a key, and events when they change.
 
 The first half is pure: from what compiling found and where the snapshot is live to the conditions
 of one object, and from those to the smallest patch. The second half writes, and only what differs.
 """
 
 import asyncio
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
+from tollhouse_operator import events
 from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.events import Note
 from tollhouse_operator.fleet import Census
-from tollhouse_operator.store import BY_KIND, Key, Seen, Store
+from tollhouse_operator.store import BY_KIND, Key, Store
 
 _log = structlog.get_logger(__name__)
 
@@ -26,7 +27,6 @@ _WARNED = ("Accepted", "ResolvedRefs")
 _WRITERS = 8
 _TRIES = 8
 _CONFLICT = 409
-_MAX_NOTE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Condition:
 class Desired:
     """The status that an object of this uid should have at this generation.
 
-    ``fields`` stand beside the conditions (``prefix``).
+    ``fields`` stand beside the conditions (``prefix``, ``lastRotated``, ``nextRotation``).
     """
 
     uid: str
@@ -145,15 +145,6 @@ def _type(condition: Mapping[str, Any]) -> str:
     return str(condition.get("type"))
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """An event to be: ``type`` is Normal or Warning."""
-
-    type: str
-    reason: str
-    text: str
-
-
 def notes(current: Mapping[str, Any], desired: Desired) -> list[Note]:
     """The events that the change from ``current`` deserves: new warnings, and recoveries."""
     by_type = {one.get("type"): one for one in current.get("conditions") or []}
@@ -229,7 +220,8 @@ class Statuses:
                     {"metadata": {"uid": desired.uid}, "status": change},
                 )
                 self._store.observe(kind, answer, BY_KIND)
-                await self._post(key, seen, answer, happened)
+                for note in happened:
+                    await events.post(self._cluster, self._identity, answer, note, "Compile")
                 return
             except CallError as error:
                 if error.status in (404, _CONFLICT):
@@ -240,35 +232,3 @@ class Statuses:
                     return
                 await asyncio.sleep(error.retry_after or backoff(attempt))
         _log.warning("status put off", kind=kind, namespace=namespace, name=name)
-
-    async def _post(
-        self, key: Key, seen: Seen, answer: Mapping[str, Any], happened: Sequence[Note]
-    ) -> None:
-        kind, namespace, name = key
-        for note in happened:
-            event = {
-                "apiVersion": "events.k8s.io/v1",
-                "kind": "Event",
-                "metadata": {
-                    "namespace": namespace,
-                    "name": f"{name[:200]}.{uuid.uuid4().hex[:16]}",
-                },
-                "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-                "reportingController": "tollhouse.dev/operator",
-                "reportingInstance": self._identity[:128],
-                "type": note.type,
-                "reason": note.reason,
-                "action": "Compile",
-                "note": note.text[:_MAX_NOTE],
-                "regarding": {
-                    "apiVersion": answer["apiVersion"],
-                    "kind": kind,
-                    "namespace": namespace,
-                    "name": name,
-                    "uid": seen.uid,
-                },
-            }
-            try:
-                await self._cluster.create(path("Event", namespace), event)
-            except CallError as error:
-                _log.warning("event not posted", kind=kind, name=name, error=str(error))

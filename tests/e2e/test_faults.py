@@ -38,8 +38,8 @@ def release(cluster: Pods) -> Iterator[Release]:
     planted.register(values(cluster.api.get("secret", "load", NAMESPACE))["OPENAI_API_KEY"])
     yield found
     found.keep_logs()
-    cluster.kubectl("delete", "apikey,modelroute,provider", "--all", "-n", NAMESPACE)
-    found.helm("uninstall", "--wait")
+    found.helm("uninstall")
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         g.route("any", ["any/*"], "echo"),
         choice("tight", "pool/small", "pool/dear"),
         choice("auto", "pool/*"),
+        priced("mute", "able/mute", "1", "echo", capabilities={"tools": False, "reasoning": False}),
+        priced("dull", "able/dull", "2", "echo", capabilities={"reasoning": False}),
+        priced("full", "able/full", "3", "echo"),
+        priced("finder", "able/finder", "9", "echo", capabilities={"webSearch": True}),
+        choice("able", "able/*"),
+        choice("unable", "able/mute"),
         choice("frail", "frail/*"),
         choice("race", "race/*", by="Latency"),
         choice("thrifty", "pool/*", "gratis/*"),
@@ -113,6 +119,76 @@ class TestSelect:
             served_by(client, "auto", free_models_only=True)
 
 
+def answered_by(client: openai.OpenAI, model: str, given: Any = "Hi", **extra: Any) -> str:
+    """The model that answers a request for a response."""
+    raw = client.responses.with_raw_response.create(
+        model=model, input=given, extra_body=extra or None
+    )
+    return str(raw.headers["x-tollhouse-model"])
+
+
+CHAT_TOOL: Any = {"type": "function", "function": {"name": "f"}}
+TOOL: Any = {"type": "function", "name": "f", "parameters": {}, "strict": False}
+
+
+class TestWhatARequestNeeds:
+    @pytest.mark.parametrize(
+        ("model", "extra", "serves"),
+        [
+            ("able", {}, "mute"),
+            ("able", {"tools": [CHAT_TOOL]}, "dull"),
+            ("able", {"functions": [{"name": "f"}]}, "dull"),
+            ("able", {"reasoning_effort": "high"}, "full"),
+            ("able", {"thinking": {"type": "enabled"}}, "full"),
+            ("able:high", {}, "full"),
+            ("able:high", {"reasoning_effort": "none"}, "mute"),
+            ("able", {"reasoning_effort": "none"}, "mute"),
+            ("able", {"webSearchEnabled": True}, "finder"),
+        ],
+    )
+    def test_a_chat_goes_to_the_cheapest_model_that_has_it(self, client, model, extra, serves):
+        assert served_by(client, model, **extra) == serves
+
+    @pytest.mark.parametrize(
+        ("model", "extra", "serves"),
+        [
+            ("able", {}, "mute"),
+            ("able", {"tools": [TOOL]}, "dull"),
+            ("able", {"reasoning": {"effort": "high"}}, "full"),
+            ("able:high", {}, "full"),
+            ("able:high", {"reasoning": {"effort": "none"}}, "mute"),
+            ("able", {"tools": [{"type": "web_search"}]}, "finder"),
+            ("able", {"webSearchEnabled": True}, "finder"),
+            ("auto", {}, "blind"),
+            ("thrifty", {"free_models_only": True}, "model"),
+        ],
+    )
+    def test_so_does_a_response(self, client, model, extra, serves):
+        assert answered_by(client, model, **extra) == serves
+
+    def test_images_and_length_of_a_responses_input_count(self, client):
+        image = {"type": "input_image", "image_url": "https://example.com/a.png"}
+        assert answered_by(client, "auto", [{"role": "user", "content": [image]}]) == "small"
+        assert answered_by(client, "tight") == "small"
+        assert answered_by(client, "tight", "words " * 200) == "dear"
+
+    @pytest.mark.parametrize(
+        ("extra", "missing"),
+        [({"tools": [TOOL]}, "tools"), ({"reasoning": {"effort": "high"}}, "reasoning")],
+    )
+    def test_what_is_missing_is_named(self, client, extra, missing):
+        with pytest.raises(openai.BadRequestError, match=f"missing: {missing}"):
+            answered_by(client, "unable", **extra)
+
+    @pytest.mark.parametrize(
+        "extra", [{"tools": [{"type": "web_search"}]}, {"webSearchEnabled": True}]
+    )
+    def test_a_response_cannot_search_by_a_model_that_does_not(self, client, extra):
+        with pytest.raises(openai.BadRequestError) as caught:
+            answered_by(client, "pool/dear", **extra)
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+
+
 class TestCatalogues:
     def test_a_key_sees_what_it_may_call_and_what_it_costs(self, client):
         models = {it.id: it.to_dict() for it in client.models.list()}
@@ -158,3 +234,15 @@ class TestCatalogues:
         assert answer["expires_at"] == "2099-01-01T00:00:00+00:00"
         assert get(gateway, "/v1/key", None).status_code == 401
         assert get(gateway, "/v1/key", g.OTHER_KEY).json()["allowed_models"] == ["pool/dear"]
+
+
+def test_the_public_catalogue_can_be_switched_off(tmp_path) -> None:
+    shared = {"shareWith": {"from": "All"}}
+    g.write(tmp_path, g.caller(), g.mock("echo"), priced("m", "a/m", "1", "echo", **shared))
+    with g.running(tmp_path, "--no-public-catalogue", name="no-catalogue") as gateway:
+        answer = get(gateway, "/api/models", None)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert "GET /v1/models" in answer.json()["error"]["message"]
+        assert get(gateway, "/v1/models").status_code == 200
+    with g.running(tmp_path, name="catalogue-again") as gateway:
+        assert get(gateway, "/api/models", None).status_code == 200

@@ -1,15 +1,25 @@
 """Every failure has the documented JSON envelope, whatever was asked and however badly."""
 
+import asyncio
 import http.client
 import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
+from prometheus_client import CollectorRegistry
 
 from support import gateway as g
 from support.gateway import Gateway
+from tollhouse.proxy import Proxy
+from tollhouse.routing import Table
+from tollhouse.server import Server
+from tollhouse.settings import Settings
+from tollhouse.snapshot import Key, Mock, Pricing, Provider, Route, Snapshot, Target, key_digest
+from tollhouse.telemetry import Metrics, Tracer
+from tollhouse.upstream import Upstream
 
 CHAT = "/v1/chat/completions"
 AUTH = {"Authorization": f"Bearer {g.KEY}"}
@@ -20,9 +30,8 @@ LIMIT = 200_000
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("config")
-    g.write(folder, g.caller(), g.mock("echo"), g.route("echo", ["mock/echo"], "echo"))
-    with g.running(folder, "--max-body-bytes", str(LIMIT), name="errors") as running:
+    folder, flags = tmp_path_factory.mktemp("config"), ("--max-body-bytes", str(LIMIT))
+    with g.echoing(folder, "mock/echo", flags=flags, name="errors") as running:
         yield running
 
 
@@ -179,7 +188,7 @@ def test_forbidden_is_400_where_the_setting_says_so(tmp_path: Any) -> None:
         (("nowhere",), "nowhere is not a folder"),
         (("--snapshot", "x"), "NAMESPACE/NAME"),
         (("examples", "--tls-cert", "x"), "go together"),
-        (("examples", "--store", "redis://127.0.0.1"), "--store memory"),
+        (("examples", "--store", "http://127.0.0.1"), "--store takes memory"),
         (("examples", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
     ],
 )
@@ -189,3 +198,52 @@ def test_a_process_that_cannot_serve_says_what_to_do(arguments: tuple[str, ...],
     lines = gateway.text().strip().splitlines()
     assert said in lines[-1]
     assert "Traceback" not in gateway.text()
+
+
+async def test_a_fault_of_ours_is_an_internal_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """What no compiler lets through: a snapshot whose price is no number, met by a real proxy."""
+    target = Target("ai/echo", pricing=Pricing(input="cheap", output="cheap"))
+    snapshot = Snapshot.of(
+        [Provider("ai", "echo", "Mock", mock=Mock())],
+        [
+            Route("ai", "bad", ("bad",), (target,)),
+            Route("ai", "good", ("good",), (Target("ai/echo"),)),
+        ],
+        {key_digest(g.KEY): Key(namespace="ai", name="caller")},
+    )
+    registry = CollectorRegistry()
+    metrics, tracer = Metrics(registry), Tracer()
+    upstream = Upstream(metrics, tracer)
+    proxy = Proxy(Settings(), upstream, metrics, tracer)
+    proxy.table = Table(snapshot, "digest")
+    server = Server(proxy.handle)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    messages: Any = [{"role": "user", "content": "hi"}]
+    try:
+        async with openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key=g.KEY, max_retries=0
+        ) as client:
+            with pytest.raises(openai.InternalServerError) as caught:
+                await client.chat.completions.create(
+                    model="bad", messages=messages, extra_headers={"x-request-id": "mine-1"}
+                )
+            # The caller is told whom to ask by which id; the reason stays in the log.
+            error = caught.value
+            assert (error.status_code, error.type, error.code) == (
+                500,
+                "internal_error",
+                "internal_error",
+            )
+            assert "mine-1" in error.message
+            assert "decimal" not in error.response.text
+            logged = capsys.readouterr()
+            assert "mine-1" in logged.out + logged.err and "decimal" in logged.out + logged.err
+            again = await client.chat.completions.create(model="good", messages=messages)
+            assert again.choices[0].message.content == "hi"
+    finally:
+        listener.close()
+        server.pre_shutdown()
+        await server.shutdown(1)
+        await upstream.close()
+    assert registry.get_sample_value("tollhouse_in_flight_requests") == 0

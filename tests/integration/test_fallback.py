@@ -4,61 +4,22 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from support import gateway as g
 from support import upstream as u
-from support.gateway import Gateway
+from support.calling import calling
 
 QUICK = {"attempts": 2, "backoff": "10ms"}
-
-
-class Caller:
-    """A plain HTTP client of one gateway."""
-
-    def __init__(self, gateway: Gateway, session: aiohttp.ClientSession) -> None:
-        self.gateway = gateway
-        self.session = session
-
-    async def whole(self, model: str = "m", **fields: Any) -> tuple[int, Mapping[str, str], Any]:
-        async with self._post(model, fields) as answer:
-            return answer.status, answer.headers, json.loads(await answer.read())
-
-    async def stream(self, model: str = "m", **fields: Any) -> tuple[int, bytes]:
-        async with self._post(model, {"stream": True, **fields}) as answer:
-            return answer.status, await answer.read()
-
-    def _post(self, model: str, fields: dict[str, Any]) -> Any:
-        body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
-        return self.session.post(
-            f"{self.gateway.base_url}/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {g.KEY}"},
-        )
 
 
 def pieces(body: bytes) -> list[dict[str, Any]]:
     """The chunks of a stream's body."""
     events = body.removesuffix(u.DONE).split(b"\n\n")
     return [json.loads(event.removeprefix(b"data: ")) for event in events if event]
-
-
-@asynccontextmanager
-async def calling(folder: Path, *resources: Any) -> AsyncIterator[Caller]:
-    g.write(folder, g.caller(), *resources)
-    gateway = g.launch(folder, name="fallback")
-    try:
-        await asyncio.to_thread(g.wait_until_ready, gateway)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-            yield Caller(gateway, session)
-    finally:
-        await asyncio.to_thread(gateway.stop)
 
 
 def first_and_second(one: u.Upstream, two: u.Upstream, **spec: Any) -> list[Any]:
@@ -283,7 +244,7 @@ async def test_events_are_forwarded_as_they_arrive(tmp_path: Path) -> None:
         resources = [g.openai_compatible("one", one.base_url), g.route("m", ["m"], "one")]
         async with calling(tmp_path, *resources) as caller:
             arrived = []
-            async with caller._post("m", {"stream": True}) as answer:
+            async with caller.post("m", {"stream": True}) as answer:
                 async for piece in answer.content.iter_any():
                     arrived.append((time.monotonic(), piece))
     assert b"".join(piece for _, piece in arrived).startswith(b"".join(sent))

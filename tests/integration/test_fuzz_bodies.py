@@ -69,14 +69,7 @@ ODD: list[Any] = [
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("config")
-    g.write(
-        folder,
-        g.caller(),
-        g.mock("echo"),
-        g.route("echo", ["mock/echo"], "echo"),
-        g.route("wild", ["*"], "echo"),
-    )
-    with g.running(folder, name="fuzz-bodies") as running:
+    with g.echoing(folder, "mock/echo", "*", name="fuzz-bodies") as running:
         yield running
 
 

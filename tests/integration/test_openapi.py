@@ -40,14 +40,7 @@ PROMISES = [
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("config")
-    g.write(
-        folder,
-        g.caller(),
-        g.mock("echo"),
-        g.route("echo", ["mock/echo"], "echo"),
-        g.route("wild", ["*"], "echo"),
-    )
-    with g.running(folder, name="openapi") as running:
+    with g.echoing(folder, "mock/echo", "*", name="openapi") as running:
         yield running
 
 

@@ -250,7 +250,7 @@ class TestStart:
             def do_GET(self) -> None:
                 self.send_error(404)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # because the overridden method calls it so
                 pass
 
         server = http.server.HTTPServer(("127.0.0.1", 0), Empty)

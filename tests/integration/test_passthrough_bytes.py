@@ -3,6 +3,7 @@
 import asyncio
 import email
 import email.policy
+import io
 import json
 import re
 import socket
@@ -85,7 +86,13 @@ def parts_of(received: u.Received) -> dict[str, tuple[str | None, bytes]]:
 JSON = {"Content-Type": "application/json"}
 
 
-async def test_only_the_models_name_differs_on_the_way_there_and_back(
+METADATA = (
+    '"metadata":{"requested_model":"%s","requested_provider":"ours","used_model":"%s",'
+    '"used_provider":"one","underlying_used_model":"theirs"}'
+)
+
+
+async def test_only_what_is_documented_differs_on_the_way_there_and_back(
     gateway: g.Gateway, port: int
 ) -> None:
     sent = b'{"input":["x"],"model":"ours/m","odd":1.50,"nested":{"a" : 1e3}}'
@@ -98,7 +105,9 @@ async def test_only_the_models_name_differs_on_the_way_there_and_back(
     assert one.received[0].path == "/v1/embeddings"
     assert one.received[0].headers["Authorization"] == f"Bearer {g.PROVIDER_KEY}"
     assert one.received[0].body == sent.replace(b"ours/m", b"theirs")
-    assert got.decode() == back.replace("theirs", "ours/m")
+    kept, _, usage = back.replace("theirs", "ours/m").partition('"usage":')
+    added = f',"cost":null}},{METADATA % ("ours/m", "ours/m")}}}'
+    assert got.decode() == f'{kept}"usage":{usage.removesuffix("}}")}{added}'
     assert 'tollhouse_tokens_total{direction="input",route="ai/m"} 9.0' in metrics
 
 
@@ -118,7 +127,10 @@ async def test_a_completion_gets_the_routes_parameters_and_cap(
     assert (sent["temperature"], sent["max_tokens"]) == (0.5, 10)
     assert sent["stream_options"] == {"include_usage": True}
     assert kind.startswith("text/event-stream")
-    assert b"theirs" not in got and b"usage" not in got and got.endswith(u.DONE)
+    metadata = "," + METADATA % ("ours/tuned", "ours/tuned")
+    assert got.count(metadata.encode()) == 1
+    passed = got.replace(metadata.encode(), b"")
+    assert b"theirs" not in passed and b"usage" not in passed and got.endswith(u.DONE)
 
 
 async def test_a_form_arrives_as_it_was_sent_with_the_models_name_replaced(
@@ -172,7 +184,7 @@ async def test_a_large_form_is_sent_again_and_memory_stays_flat(
         before = memory(gateway.process.pid)
         status, _, got = await post(gateway, "/audio/transcriptions", form(), kind)
         grown = memory(gateway.process.pid) - before
-    assert (status, json.loads(got)) == (200, {"text": "heard"})
+    assert (status, json.loads(got)["text"]) == (200, "heard")
     first, second = (received.body for received in one.received)
     assert first == second and len(first) > 25 * MIB
     whole = b"".join([piece async for piece in form()])
@@ -196,9 +208,7 @@ async def test_other_content_types_pass_as_they_are(
         assert await post(gateway, "/audio/speech", sent, JSON) == (200, content_type, body)
 
 
-async def test_typed_events_pass_as_they_are_and_their_usage_counts(
-    gateway: g.Gateway, port: int
-) -> None:
+async def test_typed_events_pass_and_their_usage_counts(gateway: g.Gateway, port: int) -> None:
     events = [
         b'event: transcript.text.delta\ndata: {"type":"transcript.text.delta","delta":"h"}\n\n',
         b'data: {"type":"transcript.text.done","usage":{"input_tokens":14,"output_tokens":3}}\n\n',
@@ -208,7 +218,11 @@ async def test_typed_events_pass_as_they_are_and_their_usage_counts(
     async with u.serving(u.streaming(*events), port):
         _, _, got = await post(gateway, "/audio/transcriptions", form, {})
         metrics = (await asyncio.to_thread(gateway.ops, "/metrics"))[1]
-    assert got == b"".join(events)
+    first, last, rest = got.split(b"\n\n")
+    assert (first + b"\n\n", rest) == (events[0], b"")
+    told = json.loads(last.removeprefix(b"data: "))
+    assert told["usage"] == {"input_tokens": 14, "output_tokens": 3, "cost": None}
+    assert told["metadata"]["used_provider"] == "one"
     assert 'tollhouse_tokens_total{direction="input",route="ai/events"} 14.0' in metrics
 
 
@@ -242,3 +256,31 @@ async def test_a_provider_without_the_endpoint_is_passed_over(
     error = json.loads(got)["error"]
     assert (error["code"], error["metadata"]["status"]) == ("provider_error", status)
     assert "does not serve this endpoint" in error["message"]
+
+
+async def test_a_large_form_without_a_temporary_directory_is_a_503(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    folder = tmp_path / "config"
+    g.write(folder, g.caller(), g.mock("echo"), g.route("m", ["m"], "echo"))
+    gateway = g.launch(folder, name="no-room", environ={"TMPDIR": str(temporary)})
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    head = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+    head += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    large = head + b"x" * 2 * MIB + b"\r\n--b--\r\n"
+    small = head + b"x\r\n--b--\r\n"
+    path = "/audio/transcriptions"
+    try:
+        await asyncio.to_thread(g.wait_until_ready, gateway)
+        # Python looks for a directory once; by then there is one.
+        assert (await post(gateway, path, io.BytesIO(large), kind))[0] == 200
+        temporary.rmdir()
+        status, _, got = await post(gateway, path, io.BytesIO(large), kind)
+        error = json.loads(got)["error"]
+        assert (status, error["code"]) == (503, "overloaded")
+        assert "temporary directory" in error["message"] and str(tmp_path) not in error["message"]
+        assert (await post(gateway, path, small, kind))[0] == 200
+        temporary.mkdir()
+        assert (await post(gateway, path, io.BytesIO(large), kind))[0] == 200
+    finally:
+        await asyncio.to_thread(gateway.stop)

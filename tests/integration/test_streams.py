@@ -238,7 +238,5 @@ class TestHeaders:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("config")
-    g.write(folder, g.caller(), g.mock("echo"), g.route("m", ["m"], "echo"))
-    with g.running(folder, name="headers") as running:
+    with g.echoing(tmp_path_factory.mktemp("config"), "m", name="headers") as running:
         yield running

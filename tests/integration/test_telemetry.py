@@ -112,6 +112,55 @@ async def test_a_streams_span_lasts_as_long_as_the_stream(tmp_path: Path) -> Non
     assert attributes(last)["gen_ai.usage.output_tokens"] == "2"
 
 
+async def test_a_streams_estimate_is_marked_as_one(tmp_path: Path) -> None:
+    uncounted = u.streaming(u.chunk({"content": "four char"}), u.chunk({}, "stop"), u.DONE)
+    async with traced(tmp_path, uncounted) as (collector, _, gateway):
+        await ask(gateway, stream=True)
+    last = attributes(collector.spans[-1])
+    assert last["tollhouse.usage.estimated"] is True
+    assert last["gen_ai.usage.output_tokens"] == "3"
+
+
+async def test_a_providers_own_count_is_not_marked(tmp_path: Path) -> None:
+    counted = u.streaming(u.chunk({"content": "x"}), u.chunk({}, "stop"), u.USAGE_EVENT, u.DONE)
+    async with traced(tmp_path, counted) as (collector, _, gateway):
+        await ask(gateway, stream=True)
+    assert "tollhouse.usage.estimated" not in attributes(collector.spans[-1])
+
+
+OPERATIONS = {
+    "/embeddings": "embeddings",
+    "/completions": "text_completion",
+    "/moderations": "moderation",
+    "/rerank": "rerank",
+    "/images/generations": "image_generation",
+    "/images/edits": "image_edit",
+    "/images/variations": "image_variation",
+    "/audio/speech": "speech",
+    "/audio/transcriptions": "transcription",
+    "/audio/translations": "translation",
+    "/responses": "responses",
+}
+FORMS = ("/images/edits", "/images/variations", "/audio/transcriptions", "/audio/translations")
+
+
+async def test_each_endpoints_spans_have_its_name(tmp_path: Path) -> None:
+    async with (
+        traced(tmp_path, u.always()) as (collector, _, gateway),
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {g.KEY}"}) as session,
+    ):
+        for path in OPERATIONS:
+            form = aiohttp.FormData({"model": "m"})
+            form.add_field("file", b"x", filename="a")
+            sent: Any = {"data": form} if path in FORMS else {"json": {"model": "m", "input": "Hi"}}
+            async with session.post(f"{gateway.base_url}{path}", **sent) as answer:
+                assert answer.status == 200, await answer.text()
+    last = [span for span in collector.spans if span["name"].endswith(" m-2")]
+    assert [span["name"] for span in last] == [f"{name} m-2" for name in OPERATIONS.values()]
+    for span, operation in zip(last, OPERATIONS.values(), strict=True):
+        assert attributes(span)["gen_ai.operation.name"] == operation
+
+
 async def test_without_a_collector_the_callers_trace_travels_on(tmp_path: Path) -> None:
     async with u.serving(u.always()) as one:
         g.write(

@@ -57,6 +57,22 @@ def operator(cluster: KubernetesCluster, namespace: str, directory: Path) -> Pat
     return _kubeconfig(cluster, namespace, name, directory, ("create", "leases"))
 
 
+def reader(cluster: KubernetesCluster, namespace: str, directory: Path) -> Path:
+    """A kubeconfig in ``directory`` of an account that may read our resources of one namespace,
+    and no Secret."""
+    name = "reader"
+    rules = [{"apiGroups": ["tollhouse.dev"], "resources": ["*"], "verbs": ["get", "list"]}]
+    role = {
+        "apiVersion": f"{_RBAC}/v1",
+        "kind": "Role",
+        "metadata": {"name": name},
+        "rules": rules,
+    }
+    binding = _binding("RoleBinding", name, role, namespace, name)
+    cluster.apply([_account(name), role, binding], namespace)
+    return _kubeconfig(cluster, namespace, name, directory, ("list", "apikeys.tollhouse.dev"))
+
+
 def _account(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,15 @@ def running(
         gateway.stop()
 
 
+@contextmanager
+def echoing(folder: Path, *models: str, flags: Sequence[str] = (), name: str) -> Iterator[Gateway]:
+    """A gateway whose Mock provider ``echo`` answers each of these models, for the key ``KEY``."""
+    routes = [route(f"echo-{number}", [model], "echo") for number, model in enumerate(models)]
+    write(folder, caller(), mock("echo"), *routes)
+    with running(folder, *flags, name=name) as gateway:
+        yield gateway
+
+
 def launch(
     *arguments: str | Path, name: str = "gateway", environ: Mapping[str, str] | None = None
 ) -> Gateway:
@@ -190,7 +199,10 @@ def launch(
             stderr=output,
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
-            env=inherited | {"TOLLHOUSE_LOG_FORMAT": "json"} | dict(environ or {}),
+            env=inherited
+            # A test's gateway leaves nothing in anybody's home.
+            | {"TOLLHOUSE_LOG_FORMAT": "json", "TOLLHOUSE_JOURNAL": "none"}
+            | dict(environ or {}),
         )
     return Gateway(process, log)
 

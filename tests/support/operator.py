@@ -229,7 +229,7 @@ class FakeGateway:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # because the overridden method calls it so
                 pass
 
         self._server = http.server.ThreadingHTTPServer((address, 0), Handler)

@@ -113,6 +113,13 @@ REFUSED = (
         _DURATION,
     ),
     Bad(
+        "rotation all the time",
+        "ApiKey",
+        {"rotation": {"every": "59s"}},
+        "spec.rotation.every",
+        "must be at least 1m",
+    ),
+    Bad(
         "both ways to name targets",
         "RateLimitPolicy",
         {**POLICY, "selector": {"kind": "ApiKey"}},

@@ -280,6 +280,17 @@ REFUSED = (
         'must be a decimal string in USD, such as "2.50"',
     ),
     Bad(
+        "a tier twice",
+        "ModelRoute",
+        {
+            "models": ["gpt-4o"],
+            "targets": [{"provider": {"name": "openai"}, "pricing": {"tiers": [{"above": 9}] * 2}}],
+        },
+        "spec.targets[0].pricing.tiers",
+        "two entries have the same above",
+        "spec.targets[0].pricing.tiers[1]: Duplicate value",
+    ),
+    Bad(
         "a status that is a number",
         "ModelRoute",
         {**ROUTE, "retries": {"retryOn": [429]}},

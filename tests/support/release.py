@@ -63,7 +63,8 @@ class Release:
 
 
 def namespace_for(cluster: Pods, name: str) -> None:
-    """A namespace that lets in nothing but restricted pods."""
+    """A fresh namespace that lets in nothing but restricted pods."""
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found")
     cluster.api.apply(
         {
             "apiVersion": "v1",

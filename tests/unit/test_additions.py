@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tollhouse.api import additions, answers
+from tollhouse.api import answers, cost
 from tollhouse.api.additions import Origin
 from tollhouse.snapshot import Pricing
 
@@ -55,9 +55,13 @@ def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> dict
 
 
 def whole(answer: dict[str, Any], origin: Origin = ORIGIN) -> dict[str, Any]:
-    body = json.dumps(answer).encode()
-    decoded: dict[str, Any] = json.loads(additions.whole(body, origin, answers.read_usage(body)))
+    decoded: dict[str, Any] = json.loads(made(json.dumps(answer).encode(), origin))
     return decoded
+
+
+def made(body: bytes, origin: Origin) -> bytes:
+    read = answers.Whole()
+    return read.made(origin, cost.of(read.read(body), origin.pricing))
 
 
 def streamed(
@@ -264,7 +268,7 @@ def test_an_event_of_several_lines_stays_one_event() -> None:
 )
 @pytest.mark.parametrize("origin", [ORIGIN, STRICT, QUIET], ids=["added", "strict", "excluded"])
 def test_what_is_no_completion_breaks_nothing(body: bytes, origin: Origin) -> None:
-    assert json.loads(additions.whole(body, origin, answers.read_usage(body))) is not None
+    assert json.loads(made(body, origin)) is not None
     watch = answers.StreamWatch(wants_usage=True, origin=lambda: origin)
     assert watch.see(b"data: " + body + b"\n\n").endswith(b"\n\n")
 
@@ -312,3 +316,58 @@ def test_a_strict_stream_is_openais_to_the_letter() -> None:
     assert len(exact) == 4
     assert exact[1].choices[0].delta.content == "x"
     assert exact[-1].usage is not None and exact[-1].usage.total_tokens == 76
+
+
+USED = b'"usage":{"prompt_tokens":24,"completion_tokens":52}'
+CHOICES = b'"choices":[{"index":0,"message":{"content":"%s"},"finish_reason":"stop"}]'
+TRICKS = (
+    b"plain",
+    b'\\"model\\":\\"x\\" \\"usage\\":{}',
+    b"\\\\",
+    "\u00e9".encode(),
+    b"}",
+)
+
+
+@pytest.mark.parametrize("text", TRICKS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        b'{"model":"o4-2025",%s,%s}',
+        b'{ "id" : "1", "model" : "o4-2025" , %s , %s }\n',
+        b'{"model":"o4-2025","x":{"model":1,"usage":2},%s,%s,"y":{"usage":1,"model":2}}',
+        b'{%s,"model":"o4-2025",%s}',
+        b'{%s,%s,"model":"o4-2025"}',
+        b'{"x":{"model":"n"},%s,%s,"model":"o4-2025"}',
+        b'{"model":"o4-2025",%s,%s,"metadata":{"a":1}}',
+        b'{"m\\u006fdel":"o4-2025",%s,%s}',
+    ],
+)
+def test_what_is_added_does_not_depend_on_where_things_stand(layout: bytes, text: bytes) -> None:
+    body = layout % (CHOICES % text, USED)
+    given = json.loads(body)
+    answer = json.loads(made(body, ORIGIN))
+    assert answer == {
+        **given,
+        "model": "fast:high",
+        "usage": {**given["usage"], "cost": 0.00058},
+        "metadata": METADATA,
+    }
+
+
+def test_a_long_answer_is_not_read_again_for_its_additions() -> None:
+    odd = b'"logprobs" : null , "big":12345678901234567890123'
+    body = b'{"model":"o4-2025",' + CHOICES % b"x" + b"," + odd + b"," + USED + b"}"
+    assert b"," + odd + b"," in made(body, ORIGIN)
+
+
+def test_a_strict_answer_has_no_place_for_a_calls_number() -> None:
+    answer = completion({"tool_calls": EXTRAS["tool_calls"], "annotations": []}, usage=USAGE)
+    assert "index" not in whole(answer, STRICT)["choices"][0]["message"]["tool_calls"][0]
+    ChatCompletion.model_validate(whole(answer, STRICT), extra="forbid")
+    (piece,) = streamed(
+        chunk({"content": "x", "annotations": [], "tool_calls": EXTRAS["tool_calls"]}),
+        origin=STRICT,
+    )
+    ChatCompletionChunk.model_validate(piece, extra="forbid")
+    assert piece["choices"][0]["delta"]["tool_calls"][0]["index"] == 0

@@ -2,6 +2,7 @@
 
 import random
 import time
+from datetime import date
 from typing import Any
 
 import pytest
@@ -271,6 +272,27 @@ def test_ten_thousand_callers_compile_in_reasonable_time():
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.parametrize(
+    ("pattern", "warned"),
+    [
+        ("x/*", False),
+        ("x/one", False),
+        ("one", False),
+        ("wild/anything", False),
+        ("wild/*", True),
+        ("auto", True),
+        ("aut*", True),
+        ("y/*", True),
+        ("x/two", True),
+    ],
+)
+def test_a_choice_among_nothing_is_warned_of(pattern: str, warned: bool) -> None:
+    select = manifest("ModelRoute", "auto", {"models": ["auto"], "select": {"from": [pattern]}})
+    result = compiled(ECHO, route("one", "x/one"), route("wild", "wild/*"), select)
+    assert reasons(result) == ([("auto", "NoMatchingRoute")] if warned else [])
+    assert all(it.path == "spec.select.from[0]" for it in result.findings)
+
+
 class TestKnownModels:
     def test_a_provider_of_a_wildcard_carries_what_is_known_of_its_models(self):
         result = compiled(*GOOD, route("wild", "openai/*", provider="openai")).snapshot
@@ -279,6 +301,32 @@ class TestKnownModels:
         assert known["gpt-4o"].context_window == 128_000
         assert "gpt-*" in result.routes["ai/wild"].families
         assert max(map(len, shards(result).values())) < 20_000
+
+    def test_its_prices_are_those_of_the_day(self):
+        provider = manifest("Provider", "zai", {"type": "OpenAI", "baseURL": "http://z.ai.svc/v1"})
+        inventory = Inventory()
+        for it in (provider, route("r", "zhipuai/glm-5.3-flash", provider="zai")):
+            inventory.apply(it)
+        for day, price in ((date(2026, 9, 9), "0.055"), (date(2026, 9, 10), "0.11")):
+            snapshot = compile_snapshot(inventory.resources(), day).snapshot
+            (target,) = snapshot.routes["ai/r"].targets
+            assert target.pricing is not None and target.pricing.input == price
+
+    def test_without_an_input_price_an_answer_has_no_cost_and_the_route_is_warned_once(self):
+        provider = manifest("Provider", "vllm", {"type": "OpenAI", "baseURL": "http://v.svc/v1"})
+        target = {"provider": {"name": "vllm"}, "pricing": {"output": "1"}}
+        spec = {"models": ["llama3"], "targets": [target]}
+        (finding,) = compiled(provider, manifest("ModelRoute", "r", spec)).findings
+        assert finding.reason == Reason.UNKNOWN_PRICE
+        assert "llama3" in finding.message and "spec.targets[].pricing" in finding.message
+
+    def test_tiers_are_put_in_order(self):
+        tiers = [{"above": 200, "input": "3"}, {"above": 100, "input": "2"}]
+        target = {"provider": {"name": "echo"}, "pricing": {"input": "1", "tiers": tiers}}
+        spec = {"models": ["x"], "targets": [target]}
+        (found,) = compiled(ECHO, manifest("ModelRoute", "r", spec)).snapshot.routes["ai/r"].targets
+        assert found.pricing is not None
+        assert [it.above for it in found.pricing.tiers] == [100, 200]
 
     def test_without_a_wildcard_it_carries_nothing(self):
         assert compiled(*GOOD).snapshot.providers["ai/openai"].known == {}

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from tollhouse.errors import KINDS
+from tollhouse.findings import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +45,20 @@ def test_the_architecture_names_every_module() -> None:
             if name.startswith((".", "__pycache__")) or name in {"__init__.py", "py.typed"}:
                 continue
             assert f"`{name}" in text, f"docs/architecture.md does not mention {name}"
+
+
+def test_every_reason_of_a_condition_and_every_metric_says_what_to_do() -> None:
+    text = (ROOT / "docs/operate.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text))
+    operator = ROOT / "operator/tollhouse_operator"
+    status = (operator / "status.py").read_text()
+    reasons = {str(reason) for reason in Reason}
+    reasons |= set(re.findall(r'"(?:False|True)", "(\w+)"', status))
+    reasons |= set(re.findall(r'Trouble\(\s*"(\w+)"', (operator / "keys.py").read_text()))
+    assert reasons - named == set()
+    files = (ROOT / "gateway/tollhouse/telemetry.py", operator / "ops.py")
+    metrics = {it for file in files for it in re.findall(r'"(tollhouse_\w+)"', file.read_text())}
+    assert metrics - named == set()
 
 
 def test_the_snippets_of_the_quickstart_use_its_key() -> None:

@@ -287,3 +287,14 @@ class TestEnvironment:
         spec = "{type: OpenAI, credentials: {secretRef: {name: s, key: %s}}}"
         it.write("a.yaml", provider("a", spec % "one"), provider("b", spec % "two"))
         assert it.findings()[1] == []
+
+
+def test_rotation_is_told_to_do_nothing_in_a_folder(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(
+        "apiVersion: tollhouse.dev/v1alpha1\nkind: ApiKey\nmetadata: {name: a}\n"
+        "spec: {rotation: {every: 720h}}\n"
+    )
+    findings = compile_snapshot(FolderReader(tmp_path, {}).load().resources).findings
+    (found,) = [it for it in findings if it.path == "spec.rotation"]
+    assert found.reason == "NotEnforced"
+    assert "not rotated" in found.message

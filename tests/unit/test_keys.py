@@ -8,6 +8,7 @@ from tollhouse.resources import ApiKey, parse
 from tollhouse_operator.keys import BASE_URL, KEY, LABEL, change_to, new_secret, prefix, secret_of
 
 URL = "http://tollhouse.ai.svc:8080/v1"
+NOW = 1_800_000_000.0
 THEIRS = "sk-other-gateway-PLANTED-0123456789"
 
 
@@ -31,25 +32,29 @@ def _secret(**values: str) -> dict[str, Any]:
     }
 
 
+def _change(secret: dict[str, Any]) -> dict[str, Any] | None:
+    return change_to(secret, _api_key(), URL, NOW)
+
+
 def _decoded(secret: dict[str, Any], name: str) -> str:
     return base64.b64decode(secret["data"][name]).decode()
 
 
 class TestNewSecret:
     def test_it_holds_a_key_of_ours_and_the_address(self) -> None:
-        secret = new_secret(_api_key(), URL)
+        secret = new_secret(_api_key(), URL, NOW)
         assert checksum_holds(_decoded(secret, KEY))
         assert _decoded(secret, BASE_URL) == URL
 
     def test_two_keys_differ(self) -> None:
-        assert new_secret(_api_key(), URL)["data"] != new_secret(_api_key(), URL)["data"]
+        assert new_secret(_api_key(), URL, NOW)["data"] != new_secret(_api_key(), URL, NOW)["data"]
 
     def test_it_goes_with_its_api_key(self) -> None:
-        (owner,) = new_secret(_api_key(), URL)["metadata"]["ownerReferences"]
+        (owner,) = new_secret(_api_key(), URL, NOW)["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"], owner["uid"]) == ("ApiKey", "checkout", "u-1")
 
     def test_it_is_found_by_its_label(self) -> None:
-        assert new_secret(_api_key(), URL)["metadata"]["labels"][LABEL] == "true"
+        assert new_secret(_api_key(), URL, NOW)["metadata"]["labels"][LABEL] == "true"
 
     def test_it_has_the_name_that_was_asked_for(self) -> None:
         assert secret_of(_api_key()) == ("shop", "checkout")
@@ -58,35 +63,35 @@ class TestNewSecret:
 
 class TestAdoption:
     def test_a_key_that_is_there_is_not_touched(self) -> None:
-        change = change_to(_secret(**{KEY: THEIRS}), URL)
+        change = _change(_secret(**{KEY: THEIRS}))
         assert change is not None
         assert "data" not in change
         assert change["metadata"]["labels"][LABEL] == "true"
 
     def test_a_users_secret_gets_no_owner(self) -> None:
-        change = change_to(_secret(**{KEY: THEIRS}), URL)
+        change = _change(_secret(**{KEY: THEIRS}))
         assert change is not None
         assert "ownerReferences" not in change["metadata"]
 
     def test_a_secret_without_a_key_gets_one(self) -> None:
-        change = change_to(_secret(other="PLANTED-value"), URL)
+        change = _change(_secret(other="PLANTED-value"))
         assert change is not None
         assert checksum_holds(_decoded(change, KEY))
         assert _decoded(change, BASE_URL) == URL
         assert set(change["data"]) == {KEY, BASE_URL}
 
     def test_an_address_that_is_there_stays(self) -> None:
-        change = change_to(_secret(**{BASE_URL: "https://elsewhere/v1"}), URL)
+        change = _change(_secret(**{BASE_URL: "https://elsewhere/v1"}))
         assert change is not None
         assert set(change["data"]) == {KEY}
 
     def test_an_adopted_secret_needs_nothing(self) -> None:
         secret = _secret(**{KEY: THEIRS})
         secret["metadata"]["labels"] = {LABEL: "true"}
-        assert change_to(secret, URL) is None
+        assert _change(secret) is None
 
     def test_a_change_is_for_the_version_that_was_read(self) -> None:
-        change = change_to(_secret(), URL)
+        change = _change(_secret())
         assert change is not None
         assert change["metadata"]["resourceVersion"] == "7"
 

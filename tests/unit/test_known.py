@@ -1,5 +1,8 @@
 """What compiling knows about models from the published data."""
 
+from datetime import date
+from decimal import Decimal
+
 import pytest
 
 from tollhouse.compiling import known
@@ -51,3 +54,31 @@ def test_prices_are_plain_digits():
     assert found is not None
     assert found.pricing.input == "0.15"
     assert found.context_window == 128_000
+
+
+def test_every_unit_that_a_price_needs_is_read():
+    found = known.model_of("anthropic", "claude-sonnet-4-5")
+    assert found is not None
+    pricing = found.pricing
+    assert (pricing.cached_input, pricing.cache_write, pricing.cache_write_hour) == (
+        "0.3",
+        "3.75",
+        "6",
+    )
+    assert (pricing.web_search, found.web_search) == ("0.01", True)
+    (tier,) = pricing.tiers
+    assert (tier.above, tier.input, tier.output) == (200_000, "6", "22.5")
+    flash = known.model_of("google", "gemini-2.5-flash")
+    assert flash is not None
+    assert (flash.pricing.input_audio, flash.pricing.cached_audio) == ("1", "0.1")
+    sonar = known.model_of("perplexity", "sonar")
+    assert sonar is not None and sonar.pricing.request is not None
+    assert Decimal(sonar.pricing.request) == Decimal("0.012")
+
+
+def test_prices_are_those_of_the_day():
+    before = known.model_of("zhipuai", "glm-5.3-flash", date(2026, 9, 9))
+    after = known.model_of("zhipuai", "glm-5.3-flash", date(2026, 9, 10))
+    assert before is not None and after is not None
+    assert (before.pricing.input, after.pricing.input) == ("0.055", "0.11")
+    assert known.table_of("zhipuai", date(2026, 9, 9))["glm-5.3-flash"] == before

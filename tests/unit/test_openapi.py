@@ -27,6 +27,7 @@ def test_the_command_writes_and_prints_it(tmp_path: Path) -> None:
 
 def test_it_describes_what_is_served() -> None:
     served = {path: method for path, (method, _) in proxy.ENDPOINTS.items()}
+    served |= {f"{path}{{id}}": method for path, (method, _) in proxy.PREFIXES.items()}
     assert {path: one.method for path, one in openapi.OPERATIONS.items()} == served
     assert {path for path, one in openapi.OPERATIONS.items() if one.public} == proxy.PUBLIC
 

@@ -1,16 +1,13 @@
-"""Responses and chat completions as each other: golden pairs, mistakes, and streams' odd cases."""
+"""Requests for responses as chat completions: golden pairs, and mistakes."""
 
 import json
 from typing import Any
 
-import msgspec
 import pytest
 
 from tollhouse.api import chat, responses
-from tollhouse.api.responses_answer import Frame, from_chat, from_native
 from tollhouse.api.responses_chat import to_chat
-from tollhouse.api.responses_stream import NativeWatch, TranslatedWatch
-from tollhouse.errors import BrokenAnswer, RequestError, StatusError
+from tollhouse.errors import RequestError
 from tollhouse.providers.responses import native_request, translated_request
 from tollhouse.snapshot import Parameters, Provider
 
@@ -271,192 +268,10 @@ def test_the_cap_is_clamped_under_the_providers_name_for_it(
     assert {name: value for name, value in shown.items() if "max" in name} == {field: sent}
 
 
-def frame(**fields: Any) -> Frame:
-    return Frame(parsed(**fields), name="x", created=1)
-
-
-def whole(message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
-    body = {"choices": [{"message": message, "finish_reason": finish}], **more}
-    answer: dict[str, Any] = json.loads(from_chat(json.dumps(body).encode(), frame())[0])
-    return answer
-
-
-def test_a_chat_completion_as_a_response() -> None:
-    calls = [{"id": "c1", "function": {"name": "f", "arguments": ""}}]
-    answer = whole({"content": "Hi", "reasoning": "Hm.", "tool_calls": calls}, "tool_calls")
-    assert [item["type"] for item in answer["output"]] == ["reasoning", "message", "function_call"]
-    assert answer["output"][0]["summary"] == [{"type": "summary_text", "text": "Hm."}]
-    assert answer["output"][2]["arguments"] == "{}"
-    assert (answer["id"], answer["status"], answer["usage"]) == ("resp_x", "completed", None)
-
-
-@pytest.mark.parametrize(
-    ("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
-)
-def test_an_answer_that_was_cut_is_incomplete(finish: str, reason: str) -> None:
-    answer = whole({"content": "Hi"}, finish)
-    assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": reason})
-    assert answer["output"][0]["status"] == "incomplete"
-
-
-def test_a_refusal_is_a_part_of_its_own() -> None:
-    answer = whole({"content": None, "refusal": "No."})
-    assert answer["output"][0]["content"] == [{"type": "refusal", "refusal": "No."}]
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[{}]}'])
-def test_what_is_no_chat_completion(body: bytes) -> None:
-    with pytest.raises(ValueError, match="answer"):
-        from_chat(body, frame())
-
-
-def test_one_form_of_usage_for_one_price() -> None:
-    _, native = from_native(
-        b'{"model":"n","usage":{"input_tokens":5,"output_tokens":2,'
-        b'"input_tokens_details":{"cached_tokens":1}}}',
-        "m",
-    )
-    _, translated = from_chat(
-        b'{"choices":[{"message":{}}],"usage":{"prompt_tokens":5,"completion_tokens":2,'
-        b'"prompt_tokens_details":{"cached_tokens":1}}}',
-        frame(),
-    )
-    assert native == translated is not None
-
-
-def delta(**fields: Any) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"delta": fields}]}).encode() + b"\n\n"
-
-
-FINISH = b'data: {"choices":[{"delta":{},"finish_reason":"%s"}]}\n\n'
-DONE = b"data: [DONE]\n\n"
-
-
-def events(*given: bytes) -> list[dict[str, Any]]:
-    watch = TranslatedWatch(frame())
-    sent = b"".join(watch.see(event) for event in given)
-    return [
-        json.loads(line[6:]) for line in sent.decode().splitlines() if line.startswith("data: ")
-    ]
-
-
-def test_log_probabilities_come_with_the_words() -> None:
-    token = {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}
-    body = {"choices": [{"message": {"content": "a"}, "logprobs": {"content": [token]}}]}
-    answer = json.loads(from_chat(json.dumps(body).encode(), frame())[0])
-    piece = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [token]}}]}
-    seen = events(b"data: " + json.dumps(piece).encode() + b"\n\n", FINISH % b"stop", DONE)
-    (text,) = [event for event in seen if event["type"] == "response.output_text.delta"]
-    assert text["logprobs"] == [token]
-    for response in (answer, seen[-1]["response"]):
-        assert response["output"][0]["content"][0]["logprobs"] == [token]
-
-
-def test_each_event_has_its_name() -> None:
-    sent = TranslatedWatch(frame()).see(delta(content="a"))
-    for event in sent.split(b"\n\n")[:-1]:
-        name, data = event.split(b"\n")
-        assert name == b"event: " + json.loads(data[6:])["type"].encode()
-
-
-def test_thoughts_between_words_are_items_of_their_own() -> None:
-    seen = events(
-        delta(reasoning_content="a"),
-        delta(content="b"),
-        delta(reasoning="c"),
-        delta(content="d"),
-        FINISH % b"stop",
-        DONE,
-    )
-    output = seen[-1]["response"]["output"]
-    assert [item["type"] for item in output] == ["reasoning", "message"] * 2
-    assert len({item["id"] for item in output}) == 4
-    done = [event["item"] for event in seen if event["type"] == "response.output_item.done"]
-    assert done == output
-
-
-def call(index: int | None, **fields: Any) -> bytes:
-    number = {} if index is None else {"index": index}
-    return delta(tool_calls=[{**number, **fields}])
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [
-            call(0, id="a", function={"name": "f", "arguments": "{"}),
-            call(1, id="b", function={"name": "g", "arguments": ""}),
-            call(0, function={"arguments": "}"}),
-            call(1, function={"arguments": "[]"}),
-        ],
-        [
-            call(0, id="a", function={"name": "f", "arguments": "{}"}),
-            call(0, id="b", function={"name": "g", "arguments": "[]"}),
-        ],
-        [
-            call(None, id="a", function={"name": "f", "arguments": "{}"}),
-            call(None, id="b", function={"name": "g", "arguments": "[]"}),
-        ],
-    ],
-    ids=["interleaved", "all-counted-0", "not-counted"],
-)
-def test_calls_are_told_apart(pieces: list[bytes]) -> None:
-    output = events(*pieces, FINISH % b"tool_calls", DONE)[-1]["response"]["output"]
-    assert [(it["call_id"], it["name"], it["arguments"]) for it in output] == [
-        ("a", "f", "{}"),
-        ("b", "g", "[]"),
-    ]
-
-
-def test_a_stream_that_was_cut_short_by_the_cap() -> None:
-    last = events(delta(content="a"), FINISH % b"length", DONE)[-1]
-    assert last["type"] == "response.incomplete"
-    assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
-
-
-def test_a_refusal_streams_as_such() -> None:
-    kinds = [event["type"] for event in events(delta(refusal="No"), FINISH % b"stop", DONE)]
-    assert "response.refusal.delta" in kinds and "response.refusal.done" in kinds
-
-
-def test_a_stream_begins_with_its_first_content() -> None:
-    watch = TranslatedWatch(frame())
-    assert b"response.created" in watch.see(delta(role="assistant", content=""))
-    assert not bool(watch.begun)
-    words = watch.see(delta(content="a"))
-    assert b"response.output_text.delta" in words
-    assert (bool(watch.begun), watch.finished) == (True, False)
-    assert watch.see(b": keep-alive\n\n") == b": keep-alive\n\n"
-
-
-def test_broken_chunks_are_not_passed_over() -> None:
-    watch = TranslatedWatch(frame())
-    with pytest.raises(BrokenAnswer):
-        watch.see(b"data: {\n\n")
-    with pytest.raises(StatusError) as caught:
-        watch.see(b'data: {"error":{"message":"no","code":429}}\n\n')
-    assert caught.value.status == 429
-
-
-def test_native_events_that_hold_no_response_keep_their_bytes() -> None:
-    watch = NativeWatch("m")
-    event = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta" }\n\n'
-    assert watch.see(event) == event and watch.begun
-    done = watch.see(b'data: {"type":"response.completed","response":{"model":"n","z":1}}\n\n')
-    assert msgspec.json.decode(done.split(b"data: ")[1])["response"] == {"model": "m", "z": 1}
-    assert watch.done
-
-
-@pytest.mark.parametrize(
-    ("event", "status"),
-    [
-        (b'{"type":"error","code":"rate_limit_exceeded","message":"slow"}', 429),
-        (b'{"type":"error","error":{"message":"no"}}', 500),
-        (b'{"type":"response.failed","response":{"error":{"code":"server_error"}}}', 500),
-        (b'{"error":{"message":"no","code":503}}', 503),
-    ],
-)
-def test_a_native_failure_is_one(event: bytes, status: int) -> None:
-    with pytest.raises(StatusError) as caught:
-        NativeWatch("m").see(b"data: " + event + b"\n\n")
-    assert caught.value.status == status
+def test_a_search_by_field_is_a_tool() -> None:
+    request = parsed(webSearchEnabled=True, free_models_only=True)
+    assert request.searches and not request.has_tools and request.free_models_only
+    assert json.loads(bytes(request.fields["tools"])) == [{"type": "web_search"}]
+    assert not {"webSearchEnabled", "free_models_only"} & request.fields.keys()
+    both = parsed(webSearchEnabled=True, tools=[{"type": "web_search_preview"}])
+    assert both.tools == [{"type": "web_search_preview"}]

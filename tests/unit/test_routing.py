@@ -3,11 +3,13 @@
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 
 from tollhouse import routing
 from tollhouse.errors import RequestError
 from tollhouse.snapshot import (
+    Capabilities,
     Key,
     KnownModel,
     Parameters,
@@ -236,6 +238,35 @@ class TestKnownModels:
     def test_web_search_is_only_where_it_is_known_to_be(self):
         chosen = self.table.resolve(caller(), "auto", routing.Needs(web_search=True))
         assert [target.model for target in chosen.route.targets] == ["gpt-5-mini"]
+
+    def test_targets_that_do_not_search_are_passed_over(self):
+        two = (Target("ai/p", "gpt-5"), Target("ai/p", "gpt-5-mini", web_search=True, priority=1))
+        plain = Route("ai", "plain", ("plain",), two[:1])
+        table = routing.Table(
+            Snapshot.of([self.provider], [Route("ai", "m", ("m",), two), plain]), "d"
+        )
+        found = routing.searching(table.resolve(caller(), "m"), "tools")
+        assert [it.model for it in found.route.targets] == ["gpt-5-mini"]
+        with pytest.raises(RequestError, match="no target that searches") as caught:
+            routing.searching(table.resolve(caller(), "plain"), "tools")
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+        said = Route("ai", "r", ("r",), two, capabilities=Capabilities(web_search=True))
+        whole = routing.Resolution("r", "r", said)
+        assert routing.searching(whole, "tools") is whole
+        empty = routing.Resolution("r", "r", msgspec.structs.replace(said, targets=()))
+        assert routing.searching(empty, "tools") is empty
+
+    def test_a_chosen_target_that_searches_does_not_vouch_for_the_others(self):
+        chosen = self.table.resolve(caller(), "auto")
+        able = routing.searching(chosen, "tools")
+        assert [target.model for target in able.route.targets] == ["gpt-5-mini"]
+
+    def test_a_price_for_each_request_is_not_free(self):
+        priced = Pricing(input="0", output="0", request="0.01")
+        target = Target("ai/p", "x", pricing=priced)
+        table = routing.Table(Snapshot.of(routes=[Route("ai", "x", ("x",), (target,))]), "digest")
+        with pytest.raises(RequestError, match="not free"):
+            table.resolve(caller(), "x", routing.Needs(free_only=True))
 
     def test_a_choice_keeps_to_the_callers_list_and_its_smallest_cap(self):
         listed = caller(

@@ -112,7 +112,7 @@ class Lists:
 
 
 def _audit(lists: Lists, store: Store) -> Audit:
-    return Audit(lists, store, [Scope("ModelRoute", "ai", BY_KIND)])  # type: ignore[arg-type]
+    return Audit(lists, store, [Scope("ModelRoute", "ai", BY_KIND)])  # type: ignore[arg-type]  # because Lists is a Cluster only in what an Audit asks
 
 
 async def _soon(audit: Audit) -> bool:

@@ -5,12 +5,13 @@ Readers are tolerant, since providers differ; what is not understood passes on a
 """
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from tollhouse.api import additions, estimate, sse, usage
-from tollhouse.api.additions import Origin
+from tollhouse.api.additions import Completion, Origin
 from tollhouse.api.usage import Usage
 from tollhouse.errors import StatusError
 
@@ -41,21 +42,34 @@ class Chunk(msgspec.Struct):
     @property
     def reasons(self) -> bool:
         """Whether it holds a piece of reasoning, under either of its names."""
-        return any(
-            delta is not None
-            and (delta.get("reasoning") is not None or delta.get("reasoning_content") is not None)
-            for choice in self.choices or ()
-            for delta in (choice.delta,)
-        )
+        for choice in self.choices or ():
+            delta = choice.delta
+            if delta and (
+                delta.get("reasoning") is not None or delta.get("reasoning_content") is not None
+            ):
+                return True
+        return False
 
     @property
     def characters(self) -> int:
         """How much was written in it: words, reasoning, the arguments of tool calls."""
-        return sum(estimate.characters(choice.delta) for choice in self.choices or ())
+        written = 0
+        for choice in self.choices or ():
+            delta = choice.delta or {}
+            text = delta.get("content")
+            # Nearly every chunk of a stream is a few words and nothing else.
+            if len(delta) == 1 and isinstance(text, str):
+                written += len(text)
+            else:
+                written += estimate.characters(delta)
+        return written
 
     @property
     def finishes(self) -> bool:
-        return any(choice.finish_reason is not None for choice in self.choices or ())
+        for choice in self.choices or ():  # noqa: SIM110  # because a generator costs twice the loop, for every chunk
+            if choice.finish_reason is not None:
+                return True
+        return False
 
 
 class _Answer(msgspec.Struct):
@@ -63,6 +77,7 @@ class _Answer(msgspec.Struct):
 
 
 _chunk_decoder = msgspec.json.Decoder(Chunk)
+_completion_decoder = msgspec.json.Decoder(Completion)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 
 
@@ -74,15 +89,45 @@ def read_chunk(data: bytes) -> Chunk | None:
         return None
 
 
-def read_usage(body: bytes) -> Usage | None:
-    """The usage of a whole answer, None where there is none. Raises ValueError unless JSON."""
-    try:
-        given = _answer_decoder.decode(body).usage
-    except msgspec.ValidationError:
-        return None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError("the answer is not JSON") from error
-    return None if given == _NULL else usage.of_chat(given)
+class Whole:
+    """A whole chat completion: read for its usage, then made into what the caller gets."""
+
+    def __init__(self) -> None:
+        self._body = b""
+        self._seen: Completion | None = None
+        self._usage: Usage | None = None
+
+    def read(self, body: bytes) -> Usage | None:
+        """Keep the answer; its usage, None where there is none. Raises ValueError unless JSON."""
+        self._body, self._seen = body, None
+        try:
+            given = self._look(body)
+        except msgspec.ValidationError:
+            given = _NULL
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError("the answer is not JSON") from error
+        self._usage = None if given == _NULL else usage.read(given)
+        return self._usage
+
+    def made(self, origin: Origin, price: Decimal | None) -> bytes:
+        """What the caller gets; ``price`` (USD) is that of the usage."""
+        return additions.whole(self._body, self._seen, origin, self._usage, price)
+
+    def _look(self, body: bytes) -> msgspec.Raw:
+        try:
+            self._seen = _completion_decoder.decode(body)
+            return self._seen.usage
+        except msgspec.ValidationError:
+            # Not a completion in every part; its usage counts all the same.
+            return _answer_decoder.decode(body).usage
+
+
+def status_of(error: object) -> int:
+    """The HTTP status that an error inside a stream would have had; 500 where it does not say."""
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    return 429 if code == "rate_limit_exceeded" else 500
 
 
 class StreamWatch:
@@ -130,12 +175,12 @@ class StreamWatch:
         if chunk is None:
             return event
         if chunk.error is not None:
-            raise StatusError(_status_of(chunk.error), data)
+            raise StatusError(status_of(chunk.error), data)
         finishes, reasons = chunk.finishes, chunk.reasons
         self.finished = self.finished or finishes
         self.begun = self.begun or chunk.has_content
         self._characters += chunk.characters
-        counted = usage.of_chat(chunk.usage) if chunk.usage != _NULL else None
+        counted = usage.read(chunk.usage) if chunk.usage != _NULL else None
         if counted is not None:
             self._counted = counted
             if not chunk.choices and not self._wants_usage:
@@ -156,8 +201,3 @@ class StreamWatch:
 
     def ending(self) -> bytes:
         return sse.DONE
-
-
-def _status_of(error: object) -> int:
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 500

@@ -1,7 +1,7 @@
 """Catalogues: the models that a key may call, the public ones, and what a key is.
 
-Source of the list's format: the OpenAI API reference, "List models"; ``pricing`` (decimal strings,
-USD per million tokens), ``context_window`` (tokens) and ``capabilities`` are the gateway's own.
+Source of the list's format: the OpenAI API reference, "List models"; ``pricing`` (as in a
+snapshot), ``context_window`` (tokens) and ``capabilities`` are the gateway's own.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.pricing import searches
 from tollhouse.snapshot import Key, Route
 
 
@@ -66,7 +67,7 @@ def _entry(name: str, route: Route) -> dict[str, Any]:
 
 def _facts(route: Route) -> dict[str, Any]:
     """Null is unknown. The price is that of the targets which are tried first; where these
-    differ, of the first among them."""
+    differ, of the first among them. Prices that few models have are there where they are known."""
     able = route.capabilities
     first = min(route.targets, key=lambda it: it.priority, default=None)
     pricing = first.pricing if first is not None else None
@@ -77,12 +78,14 @@ def _facts(route: Route) -> dict[str, Any]:
             "input": pricing.input,
             "cached_input": pricing.cached_input,
             "output": pricing.output,
+            **msgspec.to_builtins(pricing),
         },
         "context_window": able.context_window,
         "capabilities": {
             "vision": able.vision,
             "tools": able.tools,
             "reasoning": able.reasoning,
-            "web_search": able.web_search,
+            # One target that has it is enough: requests that need it pass over the others.
+            "web_search": any(searches(it, able) for it in route.targets) or able.web_search,
         },
     }

@@ -15,6 +15,7 @@ from tollhouse import __version__
 from tollhouse.api.chat import ChatBody, ModelName
 from tollhouse.api.responses import ResponsesBody
 from tollhouse.errors import KINDS
+from tollhouse.snapshot import Pricing
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -66,13 +67,25 @@ class ChatCompletion(msgspec.Struct):
     usage: TokenUsage | None = None
 
 
+class Abilities(msgspec.Struct):
+    """What a model can do; null where nobody says."""
+
+    vision: bool | None
+    tools: bool | None
+    reasoning: bool | None
+    web_search: bool | None
+
+
 class Model(msgspec.Struct):
-    """A model that this key may call."""
+    """A model that this key may call. Null is unknown; `context_window` is in tokens."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    pricing: Pricing | None
+    context_window: int | None
+    capabilities: Abilities
 
 
 class ModelList(msgspec.Struct):
@@ -162,6 +175,12 @@ OPERATIONS: dict[str, Operation] = {
         id="listModels",
         summary="List the models that this key may call.",
         gives={JSON: ModelList},
+    ),
+    "/v1/models/{id}": Operation(
+        method="GET",
+        id="getModel",
+        summary="Describe one model, by any name that this key may use; it may have slashes.",
+        gives={JSON: Model},
     ),
     "/v1/key": Operation(
         method="GET",

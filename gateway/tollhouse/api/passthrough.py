@@ -3,16 +3,24 @@
 Source of the formats: the OpenAI API reference (embeddings, completions, moderations, images,
 audio), and for ``rerank``, which OpenAI does not have, what vLLM and Jina answer. Only the model's
 name and whether to stream are read of a request, and only usage of an answer; everything else keeps
-the bytes that it came in.
+the bytes that it came in, but for what ``api.additions`` puts beside it.
 """
 
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
-from tollhouse.api import sse
+from tollhouse.api import additions, shape, sse
+from tollhouse.api.additions import Origin
+from tollhouse.api.answers import status_of
+from tollhouse.api.shape import Shape
 from tollhouse.api.usage import Usage
+from tollhouse.api.usage import read as read_usage
 from tollhouse.errors import RequestError, StatusError
+
+_NULL = msgspec.Raw(b"null")
 
 
 class JSONRequest(msgspec.Struct, frozen=True):
@@ -24,20 +32,6 @@ class JSONRequest(msgspec.Struct, frozen=True):
     fields: dict[str, msgspec.Raw]
 
 
-class _Usage(msgspec.Struct):
-    """The names that the endpoints have for the same two numbers."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None
-
-
 class _Choice(msgspec.Struct):
     text: str | None = None
     finish_reason: str | None = None
@@ -46,12 +40,11 @@ class _Choice(msgspec.Struct):
 class _Event(msgspec.Struct):
     type: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = _NULL
     error: Any = None
 
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_answer_decoder = msgspec.json.Decoder(_Answer)
 _event_decoder = msgspec.json.Decoder(_Event)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -88,27 +81,33 @@ def missing_model() -> RequestError:
     return RequestError("missing_field", "Send `model`: the name to route by.", param="model")
 
 
-def read_usage(body: bytes) -> Usage | None:
-    """The usage of a whole answer, None where there is none. Raises ValueError unless JSON."""
-    try:
-        return _counted(_answer_decoder.decode(body).usage)
-    except msgspec.ValidationError:
-        return None
-    except _UNREADABLE as error:
-        raise ValueError("the answer is not JSON") from error
+class Whole:
+    """A whole answer: read for its usage, then made into what the caller gets.
 
+    ``cut`` is OpenAI's shape of it, for a strict caller; None where OpenAI has no such answer.
+    """
 
-def echo(body: bytes, model: str) -> bytes:
-    """The answer with the caller's own name for the model, where it names one at all."""
-    try:
-        fields: dict[str, Any] = dict(_fields_decoder.decode(body))
-    except msgspec.ValidationError:
-        return body
-    own = msgspec.Raw(msgspec.json.encode(model))
-    if fields.get("model", own) == own:
-        return body
-    fields["model"] = own
-    return msgspec.json.encode(fields)
+    def __init__(self, cut: Shape | None) -> None:
+        self._cut = cut
+        self._body = b""
+        self._fields: dict[str, msgspec.Raw] | None = None
+
+    def read(self, body: bytes) -> Usage | None:
+        """Keep the answer; its usage, None where there is none. Raises ValueError unless JSON."""
+        self._body, self._fields = body, None
+        try:
+            self._fields = _fields_decoder.decode(body)
+        except msgspec.ValidationError:
+            return None
+        except _UNREADABLE as error:
+            raise ValueError("the answer is not JSON") from error
+        return read_usage(self._fields.get("usage"))
+
+    def made(self, origin: Origin, price: Decimal | None) -> bytes:
+        """What the caller gets; ``price`` (USD) is that of the usage."""
+        if self._fields is None:
+            return self._body
+        return additions.passed(self._cut, self._fields, origin, price)
 
 
 class EventWatch:
@@ -116,20 +115,23 @@ class EventWatch:
 
     Completions end with ``[DONE]`` and name their model; images and audio have typed events, the
     last of which ends in ``.completed`` or ``.done``. ``hides_usage`` keeps back the chunk that
-    only holds usage, from callers who did not ask for it.
+    only holds usage, from callers who did not ask for it. ``origin`` is asked once per attempt who
+    answers.
     """
 
-    def __init__(self, *, model: str, hides_usage: bool) -> None:
+    def __init__(self, origin: Callable[[], Origin], *, hides_usage: bool) -> None:
         self.begun = False
         self.finished = False
         self.done = False
         self.usage: Usage | None = None
-        self._model = model
+        self._ask = origin
         self._hides_usage = hides_usage
         self._typed = False
+        self._origin: Origin | None = None
+        self._chunks: additions.Chunks | None = None
 
     def fresh(self) -> "EventWatch":
-        return EventWatch(model=self._model, hides_usage=self._hides_usage)
+        return EventWatch(self._ask, hides_usage=self._hides_usage)
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -141,28 +143,60 @@ class EventWatch:
         except _UNREADABLE:
             return event
         if found.error is not None:
-            code = found.error.get("code") if isinstance(found.error, dict) else None
-            raise StatusError(
-                code if isinstance(code, int) and 400 <= code < 600 else 500,
-                data,
-            )
-        if found.usage is not None:
-            self.usage = _counted(found.usage)
+            raise StatusError(status_of(found.error), data)
+        counted = read_usage(found.usage)
+        if counted is not None:
+            self.usage = counted
         if found.type is not None:
             self._typed = self.begun = True
-            self.finished = self.finished or found.type.endswith((".completed", ".done"))
-            return event
-        for choice in found.choices or ():
-            self.begun = self.begun or bool(choice.text) or choice.finish_reason is not None
-            self.finished = self.finished or choice.finish_reason is not None
-        if self._hides_usage and found.usage is not None and not found.choices:
+            last = found.type.endswith((".completed", ".done"))
+            self.finished = self.finished or last
+            return self._see_typed(event, data, counted, last=last)
+        finishes = any(choice.finish_reason is not None for choice in found.choices or ())
+        self.begun = self.begun or finishes or any(it.text for it in found.choices or ())
+        self.finished = self.finished or finishes
+        if self._hides_usage and found.usage != _NULL and not found.choices:
             return b""
-        # Rewritten only where the provider's name for the model is not the caller's.
-        echoed = echo(data, self._model)
-        return event if echoed is data else b"data: " + echoed + b"\n\n"
+        if self._chunks is None:
+            self._chunks = additions.Chunks(self._who(), shape.COMPLETION)
+        if finishes or counted is not None:
+            passed = self._chunks.rewritten(
+                data,
+                counted,
+                finishes=finishes,
+                reasons=False,
+                shows_usage=not self._hides_usage,
+            )
+        else:
+            passed = self._chunks.plain(data)
+        return b"data: " + passed.replace(b"\n", b"\ndata: ") + b"\n\n" if passed else b""
 
     def ending(self) -> bytes:
         return b"" if self._typed else sse.DONE
+
+    def _see_typed(self, event: bytes, data: bytes, counted: Usage | None, *, last: bool) -> bytes:
+        """An event with its own ``type``: only the last, or a strict caller's, is written anew."""
+        origin = self._who()
+        if not last and not origin.strict:
+            return event
+        try:
+            fields = _fields_decoder.decode(data)
+        except _UNREADABLE:
+            return event
+        if origin.strict:
+            made = additions.strictly(shape.EVENTS, fields)
+        else:
+            made = additions.passed(None, fields, origin, origin.price(counted))
+        # The lines before the data name the event.
+        before = b"".join(
+            line + b"\n" for line in event.splitlines() if line and not line.startswith(b"data")
+        )
+        return before + b"data: " + made.replace(b"\n", b"\ndata: ") + b"\n\n"
+
+    def _who(self) -> Origin:
+        if self._origin is None:
+            self._origin = self._ask()
+        return self._origin
 
 
 def _read(fields: dict[str, msgspec.Raw], name: str, kind: Any, words: str) -> Any:
@@ -175,16 +209,3 @@ def _read(fields: dict[str, msgspec.Raw], name: str, kind: Any, words: str) -> A
         raise RequestError("invalid_value", f"`{name}` must be {words}.", param=name) from None
     except _UNREADABLE:
         raise RequestError("invalid_json", "The body is not valid JSON in UTF-8.") from None
-
-
-def _counted(usage: _Usage | None) -> Usage | None:
-    """None where tokens are not what the provider counts: audio is also billed by the second."""
-    if usage is None:
-        return None
-    output = usage.completion_tokens or usage.output_tokens or 0
-    for given in (usage.prompt_tokens, usage.input_tokens):
-        if given is not None:
-            return Usage(prompt_tokens=given, completion_tokens=output)
-    if usage.total_tokens is None:
-        return None
-    return Usage(prompt_tokens=max(0, usage.total_tokens - output), completion_tokens=output)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.api import checking
-from tollhouse.api.chat import ModelName
+from tollhouse.api.chat import GATEWAY_FIELDS, ModelName, is_web_search
 from tollhouse.errors import RequestError
 
 
@@ -38,6 +38,8 @@ class ResponsesBody(msgspec.Struct):
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
+    free_models_only: bool | None = None
+    web_search_enabled: bool | None = msgspec.field(default=None, name="webSearchEnabled")
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True):
@@ -59,6 +61,11 @@ class ResponsesRequest(msgspec.Struct, frozen=True):
     include: list[str]
     top_logprobs: int | None
     stateful: str | None
+    searches: bool
+    """Whether there is a tool that searches the web."""
+    has_tools: bool
+    """Whether there are tools other than that."""
+    free_models_only: bool
     fields: dict[str, msgspec.Raw]
 
 
@@ -80,20 +87,32 @@ def parse(body: bytes) -> ResponsesRequest:
             "missing_field", "Send `input`: a text, or a list of items.", param="input"
         )
     _check_ranges(checked)
+    fields = {
+        name: value
+        for name, value in fields.items()
+        if value != _NULL and name not in GATEWAY_FIELDS
+    }
+    tools = checked.tools or []
+    if checked.web_search_enabled and not any(_searches(tool) for tool in tools):
+        tools = [*tools, {"type": "web_search"}]
+        fields["tools"] = msgspec.Raw(msgspec.json.encode(tools))
     return ResponsesRequest(
         model=checked.model,
         input=given,
         instructions=checked.instructions,
         stream=bool(checked.stream),
         max_output_tokens=checked.max_output_tokens,
-        tools=checked.tools or [],
+        tools=tools,
         tool_choice=checked.tool_choice,
         text=checked.text or {},
         reasoning=checked.reasoning or {},
         include=checked.include or [],
         top_logprobs=checked.top_logprobs,
         stateful=stateful,
-        fields={name: value for name, value in fields.items() if value != _NULL},
+        searches=any(_searches(tool) for tool in tools),
+        has_tools=not all(_searches(tool) for tool in tools),
+        free_models_only=checked.free_models_only is True,
+        fields=fields,
     )
 
 
@@ -104,6 +123,11 @@ def with_effort(request: ResponsesRequest, effort: str) -> ResponsesRequest:
     reasoning = {**request.reasoning, "effort": effort}
     fields = {**request.fields, "reasoning": msgspec.Raw(msgspec.json.encode(reasoning))}
     return msgspec.structs.replace(request, reasoning=reasoning, fields=fields)
+
+
+def _searches(tool: dict[str, Any]) -> bool:
+    kind = tool.get("type")
+    return isinstance(kind, str) and is_web_search(kind)
 
 
 def _check_ranges(checked: ResponsesBody) -> None:

@@ -3,13 +3,18 @@
 Source of the format: the OpenAI API reference, "The response object".
 """
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
+from tollhouse.api import additions, shape, usage
+from tollhouse.api.additions import Origin
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.usage import Usage
 
+_NULL = msgspec.Raw(b"null")
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -34,6 +39,20 @@ class Message(msgspec.Struct):
     reasoning: str | dict[str, Any] | list[Any] | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
+    annotations: Any = None
+    images: Any = None
+
+    @property
+    def citations(self) -> list[dict[str, Any]]:
+        """The pages that the words cite, as a response has them."""
+        given = self.annotations if isinstance(self.annotations, list) else []
+        return [cited for it in given if (cited := _citation(it)) is not None]
+
+    @property
+    def pictures(self) -> list[str]:
+        """The URLs of the images that the model made, mostly data URIs."""
+        given = self.images if isinstance(self.images, list) else []
+        return [url for it in given if (url := _url_of(it)) is not None]
 
     @property
     def text(self) -> str:
@@ -48,35 +67,6 @@ class Message(msgspec.Struct):
         return self.reasoning_content or (self.reasoning if isinstance(self.reasoning, str) else "")
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class ChatUsage(msgspec.Struct):
-    """The usage of a chat completion, with the details that a response shows too."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-    def as_response(self) -> dict[str, Any]:
-        cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
-        return {
-            "input_tokens": self.prompt_tokens,
-            "input_tokens_details": {
-                "cached_tokens": (cached and cached.cached_tokens) or 0,
-                "cache_write_tokens": 0,
-            },
-            "output_tokens": self.completion_tokens,
-            "output_tokens_details": {
-                "reasoning_tokens": (reasoning and reasoning.reasoning_tokens) or 0
-            },
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
-
 class Logprobs(msgspec.Struct):
     """The log probabilities of a choice's tokens; each has the same form in a response."""
 
@@ -89,22 +79,19 @@ class _Choice(msgspec.Struct):
     logprobs: Logprobs | None = None
 
 
+class _Item(msgspec.Struct):
+    type: str | None = None
+
+
 class _Completion(msgspec.Struct):
     choices: list[_Choice]
-    usage: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _NativeUsage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
+    model: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
 
 
 _completion_decoder = msgspec.json.Decoder(_Completion)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_chat_usage_decoder = msgspec.json.Decoder(ChatUsage | None)
-_native_usage_decoder = msgspec.json.Decoder(_NativeUsage | None)
+_items_decoder = msgspec.json.Decoder(list[_Item] | None)
 
 
 class Frame:
@@ -115,6 +102,7 @@ class Frame:
 
     def __init__(self, request: ResponsesRequest, *, name: str, created: int) -> None:
         self.name = name
+        self.request = request
         asked = request.fields
         self._fields: dict[str, Any] = {
             "id": f"resp_{name}",
@@ -145,7 +133,7 @@ class Frame:
         self,
         status: str,
         output: list[dict[str, Any]],
-        usage: ChatUsage | None = None,
+        counted: Usage | None = None,
         *,
         reason: str | None = None,
         error: dict[str, Any] | None = None,
@@ -157,7 +145,7 @@ class Frame:
             "error": error,
             "incomplete_details": None if reason is None else {"reason": reason},
             "output": output,
-            "usage": None if usage is None else usage.as_response(),
+            "usage": None if counted is None else _shown_usage(counted),
         }
 
     def reasoning_item(self, index: int, text: str, status: str) -> dict[str, Any]:
@@ -193,9 +181,25 @@ class Frame:
             "status": status,
         }
 
+    def image_item(self, index: int, url: str | None, status: str) -> dict[str, Any]:
+        """``url`` None as long as the image is not there."""
+        item: dict[str, Any] = {
+            "id": f"ig_{self.name}_{index}",
+            "type": "image_generation_call",
+            "status": status,
+            "result": url,
+        }
+        head, comma, data = (url or "").partition(",")
+        if comma and head.startswith("data:image/") and head.endswith(";base64"):
+            form = head.removeprefix("data:image/").partition(";")[0]
+            item |= {"result": data, "output_format": form}
+        return item
 
-def text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+def text_part(
+    text: str, logprobs: list[dict[str, Any]], citations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": citations, "logprobs": logprobs}
 
 
 def logprobs_of(given: Logprobs | None) -> list[dict[str, Any]]:
@@ -213,10 +217,13 @@ def outcome(finish_reason: str | None) -> tuple[str, str | None]:
     return ("completed", None) if reason is None else ("incomplete", reason)
 
 
-def from_chat(body: bytes, frame: Frame) -> tuple[bytes, Usage | None]:
+def from_chat(
+    body: bytes, frame: Frame, *, excluded: bool = False
+) -> tuple[dict[str, Any], Usage | None]:
     """The response that a whole chat completion comes to, and its usage.
 
-    Raises ValueError for a body that is no chat completion.
+    Its ``model`` is the provider's; ``excluded`` leaves the reasoning out. Raises ValueError for a
+    body that is no chat completion.
     """
     try:
         completion = _completion_decoder.decode(body)
@@ -228,39 +235,26 @@ def from_chat(body: bytes, frame: Frame) -> tuple[bytes, Usage | None]:
     message = choice.message
     status, reason = outcome(choice.finish_reason)
     output: list[dict[str, Any]] = []
-    if message.thoughts:
+    if message.thoughts and not excluded:
         output.append(frame.reasoning_item(0, message.thoughts, "completed"))
-    if message.text:
-        part = text_part(message.text, logprobs_of(choice.logprobs))
+    if message.text or message.citations:
+        part = text_part(message.text, logprobs_of(choice.logprobs), message.citations)
         output.append(frame.message_item(len(output), [part], status))
     if message.refusal:
         output.append(frame.message_item(len(output), [refusal_part(message.refusal)], status))
+    for url in message.pictures:
+        output.append(frame.image_item(len(output), url, "completed"))
     for call in message.tool_calls or ():
         function = call.function or Function()
         arguments = function.arguments or "{}"
         output.append(frame.call_item(len(output), call.id, function.name or "", arguments, status))
-    usage, counted = read_chat_usage(completion.usage)
-    return msgspec.json.encode(frame.response(status, output, usage, reason=reason)), counted
+    counted = usage.read(completion.usage)
+    response = frame.response(status, output, counted, reason=reason)
+    return {**response, "model": completion.model}, counted
 
 
-def read_chat_usage(raw: msgspec.Raw) -> tuple[ChatUsage | None, Usage | None]:
-    """A chat completion's usage for the caller and for the books; None where there is none."""
-    try:
-        usage = _chat_usage_decoder.decode(raw)
-    except msgspec.ValidationError:
-        return None, None
-    if usage is None:
-        return None, None
-    return usage, _counted(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.prompt_tokens_details,
-        usage.completion_tokens_details,
-    )
-
-
-def from_native(body: bytes, model: str) -> tuple[bytes, Usage | None]:
-    """A provider's own response under the name that the caller asked for, and its usage.
+def from_native(body: bytes) -> tuple[dict[str, Any], Usage | None]:
+    """The fields of a provider's own response, and its usage.
 
     Raises ValueError for a body that is no response.
     """
@@ -268,39 +262,42 @@ def from_native(body: bytes, model: str) -> tuple[bytes, Usage | None]:
         fields: dict[str, Any] = dict(_fields_decoder.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError("the answer is not a response") from error
-    counted = read_native_usage(fields.get("usage"))
-    if "model" in fields:
-        fields["model"] = model
-    return msgspec.json.encode(fields), counted
+    return fields, read_native_usage(fields)
 
 
-def read_native_usage(raw: msgspec.Raw | None) -> Usage | None:
-    """A response's usage in the one form that is counted; None where there is none."""
+def encoded(fields: Mapping[str, Any], origin: Origin, price: Decimal | None) -> bytes:
+    """A whole response as the caller gets it; ``price`` (USD) is that of its usage."""
+    shown = additions.response(fields, origin, price)
+    if origin.strict:
+        return additions.strictly(shape.RESPONSE, shown)
+    return msgspec.json.encode(shown)
+
+
+def read_native_usage(fields: Mapping[str, msgspec.Raw]) -> Usage | None:
+    """The usage in a provider's own response, with the searches among its items; None without."""
+    counted = usage.read(fields.get("usage"))
+    if counted is None or counted.web_searches is not None:
+        return counted
     try:
-        usage = None if raw is None else _native_usage_decoder.decode(raw)
-    except msgspec.ValidationError:
-        return None
-    if usage is None:
-        return None
-    return _counted(
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.input_tokens_details,
-        usage.output_tokens_details,
-    )
+        items = _items_decoder.decode(fields.get("output", _NULL))
+    except msgspec.MsgspecError:
+        items = None
+    searches = sum(item.type == "web_search_call" for item in items or ())
+    return msgspec.structs.replace(counted, web_searches=searches) if searches else counted
 
 
-def _counted(
-    prompt: int, completion: int, read: _Details | None, written: _Details | None
-) -> Usage:
-    """The one form that is counted, so that one price holds for both endpoints."""
-    said = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "cached_tokens": read and read.cached_tokens,
-        "reasoning_tokens": written and written.reasoning_tokens,
+def _shown_usage(counted: Usage) -> dict[str, Any]:
+    """The usage of a response, from that of the chat completion behind it."""
+    return {
+        "input_tokens": counted.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": counted.cached_tokens or 0,
+            "cache_write_tokens": counted.cache_write_tokens or 0,
+        },
+        "output_tokens": counted.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": counted.reasoning_tokens or 0},
+        "total_tokens": counted.total,
     }
-    return msgspec.convert(said, Usage)
 
 
 def _shown(tool: dict[str, Any]) -> dict[str, Any]:
@@ -308,3 +305,25 @@ def _shown(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         return tool
     return {"description": None, "parameters": None, "strict": False, **tool}
+
+
+def _citation(annotation: object) -> dict[str, Any] | None:
+    """A chat annotation in a response's flatter form; None for one that a response has not."""
+    if not isinstance(annotation, dict) or annotation.get("type") != "url_citation":
+        return None
+    cited = annotation.get("url_citation")
+    if not isinstance(cited, dict) or not isinstance(cited.get("url"), str):
+        return None
+    return {
+        "type": "url_citation",
+        "start_index": cited.get("start_index") or 0,
+        "end_index": cited.get("end_index") or 0,
+        "title": cited.get("title") or "",
+        "url": cited["url"],
+    }
+
+
+def _url_of(image: object) -> str | None:
+    given = image.get("image_url") if isinstance(image, dict) else None
+    url = given.get("url") if isinstance(given, dict) else None
+    return url if isinstance(url, str) else None

@@ -8,24 +8,28 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.api import envelope, sse
+from tollhouse.api import additions, envelope, estimate, shape, sse
+from tollhouse.api.additions import Origin
+from tollhouse.api.answers import status_of
+from tollhouse.api.responses import ResponsesRequest
 from tollhouse.api.responses_answer import (
-    ChatUsage,
     Frame,
     Logprobs,
     Message,
     ToolCall,
     logprobs_of,
     outcome,
-    read_chat_usage,
     read_native_usage,
     refusal_part,
     text_part,
 )
 from tollhouse.api.usage import Usage
+from tollhouse.api.usage import read as read_usage
 from tollhouse.errors import BrokenAnswer, RequestError, StatusError
 
 _NULL = msgspec.Raw(b"null")
+_OVER = ("response.completed", "response.incomplete", "response.failed")
+"""The events that hold the whole response, its usage included."""
 
 
 class _Choice(msgspec.Struct):
@@ -37,6 +41,7 @@ class _Choice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
+    model: msgspec.Raw = _NULL
     usage: msgspec.Raw = _NULL
     error: Any = None
 
@@ -45,6 +50,7 @@ class _Event(msgspec.Struct):
     type: str = ""
     sequence_number: int | None = None
     response: dict[str, msgspec.Raw] | None = None
+    delta: Any = None
     error: Any = None
     code: str | None = None
     message: str | None = None
@@ -61,7 +67,7 @@ class _Item:
     ``call_id`` and ``name`` are a function call's.
     """
 
-    __slots__ = ("call_id", "index", "kind", "logprobs", "name", "pieces")
+    __slots__ = ("call_id", "citations", "index", "kind", "logprobs", "name", "pieces")
 
     def __init__(self, kind: str, index: int) -> None:
         self.kind = kind
@@ -70,18 +76,21 @@ class _Item:
         self.name = ""
         self.pieces: list[str] = []
         self.logprobs: list[dict[str, Any]] = []
+        self.citations: list[dict[str, Any]] = []
 
 
 class TranslatedWatch:
     """Makes a response's events of a chat completion's chunks, each as soon as it comes."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, origin: Origin) -> None:
         self.begun = False
         self.finished = False
         self.done = False
-        self.usage: Usage | None = None
+        self._counted: Usage | None = None
+        self._characters = 0
         self._frame = frame
-        self._shown_usage: ChatUsage | None = None
+        self._origin = origin
+        self._underlying = _NULL
         self._finish_reason: str | None = None
         self._number = 0
         self._started = False
@@ -90,8 +99,14 @@ class TranslatedWatch:
         self._output: dict[int, dict[str, Any]] = {}
         self._items = 0
 
+    @property
+    def usage(self) -> Usage | None:
+        if self._counted is None and self._characters:
+            return _estimated(self._frame.request, self._characters)
+        return self._counted
+
     def fresh(self) -> "TranslatedWatch":
-        return TranslatedWatch(self._frame)
+        return TranslatedWatch(self._frame, self._origin)
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -105,10 +120,12 @@ class TranslatedWatch:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BrokenAnswer("a stream event is not a chat completion chunk") from None
         if chunk.error is not None:
-            raise StatusError(_status_of(chunk.error), data)
+            raise StatusError(status_of(chunk.error), data)
+        if chunk.model != _NULL:
+            self._underlying = chunk.model
         events = [] if self._started else self._start()
         if chunk.usage != _NULL:
-            self._shown_usage, self.usage = read_chat_usage(chunk.usage)
+            self._counted = read_usage(chunk.usage)
         for choice in chunk.choices or ():
             if choice.index != 0:
                 continue
@@ -126,8 +143,11 @@ class TranslatedWatch:
         events += self._close_words(status)
         for call in self._calls.values():
             events += self._close_call(call, status)
-        response = self._frame.response(
-            status, self._whole_items(), self._shown_usage, reason=reason
+        response = self._frame.response(status, self._whole_items(), self._counted, reason=reason)
+        response = additions.response(
+            {**response, "model": self._underlying},
+            self._origin,
+            self._origin.price(self._counted),
         )
         events.append(self._event(f"response.{status}", response=response))
         return b"".join(events)
@@ -148,13 +168,19 @@ class TranslatedWatch:
 
     def _grow(self, delta: Message, logprobs: list[dict[str, Any]]) -> list[bytes]:
         events: list[bytes] = []
+        thoughts = "" if self._origin.exclude_reasoning else delta.thoughts
         for kind, piece in (
-            ("reasoning", delta.thoughts),
+            ("reasoning", thoughts),
             ("text", delta.text),
             ("refusal", delta.refusal),
         ):
             if piece:
                 events += self._grow_words(kind, piece, logprobs)
+        if delta.annotations:
+            events += self._cite(delta.citations)
+        if delta.images:
+            for url in delta.pictures:
+                events += self._show_image(url)
         for call in delta.tool_calls or ():
             events += self._grow_call(call)
         if events:
@@ -162,16 +188,9 @@ class TranslatedWatch:
         return events
 
     def _grow_words(self, kind: str, piece: str, logprobs: list[dict[str, Any]]) -> list[bytes]:
-        item, events = self._words, []
-        if item is None or item.kind != kind:
-            events = self._close_words("completed")
-            item = self._words = self._open(kind)
-            shown = self._shown(item, "", "in_progress", empty=True)
-            events.append(
-                self._event("response.output_item.added", output_index=item.index, item=shown)
-            )
-            events.append(self._part_event("added", item, shown["id"], ""))
+        item, events = self._open_words(kind)
         item.pieces.append(piece)
+        self._characters += len(piece)
         place = self._place(item)
         if kind == "reasoning":
             event = self._event("response.reasoning_summary_text.delta", **place, delta=piece)
@@ -183,6 +202,46 @@ class TranslatedWatch:
         else:
             event = self._event("response.refusal.delta", **place, delta=piece)
         events.append(event)
+        return events
+
+    def _open_words(self, kind: str) -> tuple[_Item, list[bytes]]:
+        """The item that words of this kind belong to, and the events that begin a new one."""
+        item = self._words
+        if item is not None and item.kind == kind:
+            return item, []
+        events = self._close_words("completed")
+        item = self._words = self._open(kind)
+        shown = self._shown(item, "", "in_progress", empty=True)
+        events.append(self._added(item, shown))
+        events.append(self._part_event("added", item, shown["id"], ""))
+        return item, events
+
+    def _cite(self, citations: list[dict[str, Any]]) -> list[bytes]:
+        """Each page once: some servers repeat in every chunk what they have cited so far."""
+        if not citations:
+            return []
+        item, events = self._open_words("text")
+        for cited in citations:
+            if cited not in item.citations:
+                events.append(
+                    self._event(
+                        "response.output_text.annotation.added",
+                        **self._place(item),
+                        annotation_index=len(item.citations),
+                        annotation=cited,
+                    )
+                )
+                item.citations.append(cited)
+        return events
+
+    def _show_image(self, url: str) -> list[bytes]:
+        events = self._close_words("completed")
+        item = self._open("image")
+        begun = self._frame.image_item(item.index, None, "in_progress")
+        events.append(self._added(item, begun))
+        place = {"item_id": begun["id"], "output_index": item.index}
+        events.append(self._event("response.image_generation_call.completed", **place))
+        events.append(self._done(item, url, "completed"))
         return events
 
     def _close_words(self, status: str) -> list[bytes]:
@@ -219,11 +278,10 @@ class TranslatedWatch:
             call.name = (function and function.name) or ""
             call.call_id = piece.id
             shown = self._shown(call, "", "in_progress")
-            events.append(
-                self._event("response.output_item.added", output_index=call.index, item=shown)
-            )
+            events.append(self._added(call, shown))
         if function is not None and function.arguments:
             call.pieces.append(function.arguments)
+            self._characters += len(function.arguments)
             events.append(
                 self._event(
                     "response.function_call_arguments.delta",
@@ -248,6 +306,9 @@ class TranslatedWatch:
         self._items += 1
         return item
 
+    def _added(self, item: _Item, shown: dict[str, Any]) -> bytes:
+        return self._event("response.output_item.added", output_index=item.index, item=shown)
+
     def _done(self, item: _Item, text: str, status: str) -> bytes:
         shown = self._output[item.index] = self._shown(item, text, status)
         return self._event("response.output_item.done", output_index=item.index, item=shown)
@@ -259,8 +320,9 @@ class TranslatedWatch:
             return frame.reasoning_item(item.index, text, status)
         if item.kind == "call":
             return frame.call_item(item.index, item.call_id, item.name, text, status)
-        part = text_part(text, item.logprobs) if item.kind == "text" else refusal_part(text)
-        return frame.message_item(item.index, [] if empty else [part], status)
+        if item.kind == "image":
+            return frame.image_item(item.index, text, status)
+        return frame.message_item(item.index, [] if empty else [_part(item, text)], status)
 
     def _part_event(self, what: str, item: _Item, item_id: str, text: str) -> bytes:
         place = {"item_id": item_id, "output_index": item.index}
@@ -268,8 +330,8 @@ class TranslatedWatch:
             part = {"type": "summary_text", "text": text}
             name = f"response.reasoning_summary_part.{what}"
             return self._event(name, **place, summary_index=0, part=part)
-        part = text_part(text, item.logprobs) if item.kind == "text" else refusal_part(text)
-        return self._event(f"response.content_part.{what}", **place, content_index=0, part=part)
+        name = f"response.content_part.{what}"
+        return self._event(name, **place, content_index=0, part=_part(item, text))
 
     def _place(self, item: _Item) -> dict[str, Any]:
         """What says of an event which item, and which part of it, it is about."""
@@ -286,23 +348,44 @@ class TranslatedWatch:
     def _event(self, kind: str, **fields: Any) -> bytes:
         number = self._number
         self._number += 1
-        return named_event(kind, {"type": kind, "sequence_number": number, **fields})
+        event = {"type": kind, "sequence_number": number, **fields}
+        if self._origin.strict:
+            event = shape.only(shape.RESPONSE_EVENTS, event)
+        return named_event(kind, event)
+
+
+def _part(item: _Item, text: str) -> dict[str, Any]:
+    if item.kind != "text":
+        return refusal_part(text)
+    return text_part(text, item.logprobs, item.citations)
 
 
 class NativeWatch:
-    """Looks at a provider's own events as they pass; only the model's name is changed in them."""
+    """Looks at a provider's own events as they pass.
 
-    def __init__(self, model: str) -> None:
+    The caller's name for the model stands in them, and in the last one what the response cost and
+    who answered.
+    """
+
+    def __init__(self, origin: Origin, request: ResponsesRequest) -> None:
         self.begun = False
         self.finished = False
         self.done = False
-        self.usage: Usage | None = None
-        self._model = model
+        self._counted: Usage | None = None
+        self._characters = 0
+        self._origin = origin
+        self._request = request
         self._number = 0
         self._failed = b""
 
+    @property
+    def usage(self) -> Usage | None:
+        if self._counted is None and self._characters:
+            return _estimated(self._request, self._characters)
+        return self._counted
+
     def fresh(self) -> "NativeWatch":
-        return NativeWatch(self._model)
+        return NativeWatch(self._origin, self._request)
 
     def see(self, event: bytes) -> bytes:
         data = sse.data_of(event)
@@ -315,23 +398,27 @@ class NativeWatch:
         kind = seen.type
         if kind == "error" or (seen.error is not None and not kind):
             error = seen.error or {"message": seen.message, "code": seen.code}
-            raise StatusError(_status_of(error), msgspec.json.encode({"error": error}))
+            raise StatusError(status_of(error), msgspec.json.encode({"error": error}))
         if seen.sequence_number is not None:
             self._number = seen.sequence_number + 1
         if seen.response is None:
             self.begun = self.begun or kind.endswith((".delta", ".done"))
-            return event
-        if "model" in seen.response:
-            fields: dict[str, Any] = dict(_fields_decoder.decode(data))
-            fields["response"] = {**seen.response, "model": self._model}
-            event = named_event(kind, fields)
-        usage = read_native_usage(seen.response.get("usage"))
+            self._characters += estimate.characters(seen.delta)
+            return self._made(event, kind, data) if self._origin.strict else event
+        usage = read_native_usage(seen.response)
         if usage is not None:
-            self.usage = usage
+            self._counted = usage
+        shown: dict[str, Any] = {**seen.response}
+        if kind in _OVER:
+            price = self._origin.price(usage)
+            shown = additions.response(shown, self._origin, price)
+        elif "model" in shown:
+            shown["model"] = self._origin.requested_model
+        event = self._made(event, kind, data, response=shown)
         if kind == "response.failed":
             self._failed = event
             failure = msgspec.json.decode(seen.response.get("error", _NULL))
-            raise StatusError(_status_of(failure), msgspec.json.encode({"error": failure}))
+            raise StatusError(status_of(failure), msgspec.json.encode({"error": failure}))
         if kind in ("response.completed", "response.incomplete"):
             self.begun = self.finished = self.done = True
         return event
@@ -342,6 +429,26 @@ class NativeWatch:
     def broken(self, error: RequestError) -> bytes:
         """How a stream that has begun ends in failure: the provider's own words come first."""
         return self._failed + error_event(error, self._number)
+
+    def _made(self, event: bytes, kind: str, data: bytes, **changed: object) -> bytes:
+        """The event with these fields changed, cut to shape for a strict caller."""
+        try:
+            fields = {**_fields_decoder.decode(data), **changed}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return event
+        made = (
+            additions.strictly(shape.RESPONSE_EVENTS, fields)
+            if self._origin.strict
+            else msgspec.json.encode(fields)
+        )
+        # What came as several lines goes on as several.
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), made.replace(b"\n", b"\ndata: "))
+
+
+def _estimated(request: ResponsesRequest, written: int) -> Usage:
+    """Where a stream is cut off before the provider has counted."""
+    given = msgspec.json.decode(request.input) if request.input is not None else None
+    return estimate.usage([request.instructions, given], written)
 
 
 def named_event(kind: str, payload: object) -> bytes:
@@ -360,11 +467,3 @@ def error_event(error: RequestError, number: int) -> bytes:
     return named_event(
         "error", {"type": "error", "sequence_number": number, **flat, "error": shown}
     )
-
-
-def _status_of(error: object) -> int:
-    """The HTTP status that an error inside a stream would have had."""
-    code = error.get("code") if isinstance(error, dict) else None
-    if isinstance(code, int) and 400 <= code < 600:
-        return code
-    return 429 if code == "rate_limit_exceeded" else 500

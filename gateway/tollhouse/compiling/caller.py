@@ -45,6 +45,9 @@ def compile_caller(
         previous=tuple(_previous(resource, secret, found)) if secret else (),
     )
     found += _remarks(resource, names)
+    if resources.standalone and resource.spec.rotation is not None:
+        message = "keys in a folder are not rotated: write a new one into the Secret yourself"
+        found.append(warning(resource, "spec.rotation", Reason.NOT_ENFORCED, message))
     return caller
 
 
@@ -130,7 +133,6 @@ def _remarks(resource: ApiKey, names: Names) -> list[Finding]:
         for field, given, what in (
             ("limits", spec.limits, "enforce limits and budgets"),
             ("budget", spec.budget, "enforce limits and budgets"),
-            ("rotation", spec.rotation, "rotate keys"),
         )
         if given
     ]

@@ -90,6 +90,13 @@ class Names:
             for scope in self._seen(namespace)
         )
 
+    def choosable(self, namespace: str, pattern: str) -> bool:
+        """Whether a ``select`` finds something by this pattern: a name of its own that fits, or
+        for a whole name whatever it comes to."""
+        if not pattern.endswith("*"):
+            return self.resolve(namespace, pattern)
+        return any(scope.names(pattern[:-1]) for scope in self._seen(namespace))
+
     def _seen(self, namespace: str) -> "list[_Scope]":
         return [self._scopes[it] for it in (None, namespace) if it in self._scopes]
 
@@ -116,16 +123,24 @@ class _Scope:
             name.startswith(it[:-1]) if it.endswith("*") else name == it for it in self._families
         )
 
+    def names(self, stem: str) -> bool:
+        """Whether a name without ``*`` begins so."""
+        nearest = self._nearest(stem)
+        return nearest is not None and nearest.startswith(stem)
+
     def admitted(self, pattern: str) -> bool:
         stem = pattern.removesuffix("*")
-        at = bisect_left(self._exact, stem)
-        nearest = self._exact[at] if at < len(self._exact) else None
+        nearest = self._nearest(stem)
         if pattern == stem:
             fits = any(stem.startswith(prefix) and stem != prefix for prefix in self._prefixes)
             return nearest == stem or fits
         return (nearest is not None and nearest.startswith(stem)) or any(
             stem.startswith(prefix) or prefix.startswith(stem) for prefix in self._prefixes
         )
+
+    def _nearest(self, stem: str) -> str | None:
+        at = bisect_left(self._exact, stem)
+        return self._exact[at] if at < len(self._exact) else None
 
 
 def _scopes(route: Route) -> tuple[str | None, ...]:

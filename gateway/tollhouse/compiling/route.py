@@ -2,24 +2,31 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 
 import msgspec
 
+from tollhouse import pricing
 from tollhouse import snapshot as live
 from tollhouse.compiling import known
-from tollhouse.compiling.names import Namespaces
+from tollhouse.compiling.names import Names, Namespaces
 from tollhouse.findings import Finding, Reason, refused, unresolved, warning
 from tollhouse.kinds.fields import Timeouts
+from tollhouse.kinds.route import Pricing
 from tollhouse.resources import ModelRoute, Ref, seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Upstreams:
-    """The Providers that can be used, with their timeouts, and those that exist but cannot."""
+    """The Providers that can be used, with their timeouts, and those that exist but cannot.
+
+    Their published prices are those of the ``day`` (UTC).
+    """
 
     usable: Mapping[Ref, live.Provider]
     timeouts: Mapping[Ref, Timeouts]
     broken: frozenset[Ref]
+    day: date = known.DAY
 
 
 def compile_route(
@@ -44,10 +51,8 @@ def compile_route(
         return None
     capabilities = spec.capabilities
     targets = _targets(resource, upstreams, found) if spec.select is None else ()
-    priced, models = _priced(resource, targets, upstreams, found)
-    able = live.Capabilities(**capabilities.model_dump() if capabilities else {})
-    if models and len(models) == len(targets):
-        able = live.completed(able, models)
+    own = live.Capabilities(**capabilities.model_dump() if capabilities else {})
+    priced, able = _priced(resource, targets, own, upstreams, found)
     return live.Route(
         namespace=resource.metadata.namespace,
         name=resource.metadata.name,
@@ -83,45 +88,59 @@ def known_models(
         for target in route.targets:
             account = _account(providers[target.provider], route.models[0])
             if target.model is None and account is not None:
-                table = known.table_of(account)
+                table = known.table_of(account, upstreams.day)
                 tables[target.provider] = table | tables.get(target.provider, {})
     return tables
+
+
+def check_select(resource: ModelRoute, names: Names, found: list[Finding]) -> None:
+    """A warning for each of ``select.from`` that comes to nothing which the namespace sees.
+
+    ``names`` are those of the routes that can be chosen: of all without a ``select``.
+    """
+    namespace = resource.metadata.namespace
+    for number, pattern in enumerate(resource.spec.select.from_ if resource.spec.select else ()):
+        if not names.choosable(namespace, pattern):
+            message = (
+                f"{pattern} matches no model that the namespace {namespace} sees, so nothing is "
+                "chosen by it: name models of ModelRoutes, those of a wildcard in full"
+            )
+            path = f"spec.select.from[{number}]"
+            found.append(warning(resource, path, Reason.NO_MATCHING_ROUTE, message))
 
 
 def _priced(
     resource: ModelRoute,
     targets: tuple[live.Target, ...],
+    able: live.Capabilities,
     upstreams: Upstreams,
     found: list[Finding],
-) -> tuple[tuple[live.Target, ...], list[live.KnownModel]]:
-    """The targets with what they cost, and what is known about their models.
+) -> tuple[tuple[live.Target, ...], live.Capabilities]:
+    """The targets and the route's capabilities, completed by what is known about the models.
 
-    A wildcard's models are priced when they are asked for, unless the route gives prices.
+    A wildcard's models are priced when they are asked for, unless the route gives prices. Without
+    an input price no answer has a cost; what an output costs, embeddings for one do not need.
     """
     providers = {it.id: it for it in upstreams.usable.values()}
-    priced: list[live.Target] = []
-    models: list[live.KnownModel] = []
-    for target in targets:
+    accounts = [_account(providers[it.provider], resource.spec.models[0]) for it in targets]
+    models = [
+        known.model_of(account, it.model, upstreams.day)
+        if account is not None and it.model is not None
+        else None
+        for account, it in zip(accounts, targets, strict=True)
+    ]
+    priced, able = pricing.completed(targets, able, models)
+    for account, target in zip(accounts, priced, strict=True):
         provider = providers[target.provider]
-        own = target.pricing or live.Pricing()
-        account = _account(provider, resource.spec.models[0])
-        if target.model is None:
-            unknown = account is None and own.input is None
-        else:
-            model = known.model_of(account, target.model) if account is not None else None
-            if model is not None:
-                own = live.price(own, model)
-                models.append(model)
-            unknown = own.input is None and own.output is None
-        if unknown and not resource.spec.free and provider.type != "Mock":
+        given = target.pricing is not None and target.pricing.input is not None
+        later = target.model is None and account is not None
+        if not (given or later or resource.spec.free or provider.type == "Mock"):
             message = (
                 f"nobody publishes what {target.model or 'its models'} cost at the Provider "
                 f"{provider.id}: give spec.targets[].pricing, or answers carry no cost"
             )
             found.append(warning(resource, "spec.targets", Reason.UNKNOWN_PRICE, message))
-        pricing = own if own != live.Pricing() else None
-        priced.append(msgspec.structs.replace(target, pricing=pricing))
-    return tuple(priced), models
+    return priced, able
 
 
 def _account(provider: live.Provider, model: str) -> str | None:
@@ -157,21 +176,29 @@ def _targets(
             message = f"the Provider {'/'.join(ref)} {what}, so the target is left out"
             found.append(unresolved(resource, f"spec.targets[{number}].provider", reason, message))
             continue
-        pricing = target.pricing
         usable.append(
             live.Target(
                 provider=upstreams.usable[ref].id,
                 model=target.model or model,
                 weight=target.weight,
                 priority=target.priority,
-                pricing=live.Pricing(**pricing.model_dump()) if pricing else None,
+                pricing=_own(target.pricing),
                 timeouts=_timeouts(upstreams.timeouts[ref], resource.spec.timeouts),
+                web_search=target.web_search,
             )
         )
     if not usable:
         message = "no target is left: callers get a 503 no_healthy_target"
         found.append(unresolved(resource, "spec.targets", found[0].reason, message))
     return tuple(usable)
+
+
+def _own(said: Pricing | None) -> live.Pricing | None:
+    if said is None:
+        return None
+    given = said.model_dump()
+    tiers = (live.Tier(**tier) for tier in sorted(given.pop("tiers"), key=lambda it: it["above"]))
+    return live.Pricing(**given, tiers=tuple(tiers))
 
 
 def _timeouts(*layers: Timeouts | None) -> live.Timeouts:

@@ -6,10 +6,13 @@ sends the answer back. Who calls, and by which table, has been settled before it
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from aiohttp import web
 
 from tollhouse import failures
+from tollhouse.api import cost
+from tollhouse.api.additions import Origin
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.routing import NOTHING, Conditions, Needs, Resolution, Table
@@ -73,3 +76,47 @@ def refusal(error: UpstreamError, exchange: Exchange, resolution: Resolution) ->
     """The answer for a call that failed, whatever was tried."""
     trail = exchange.trail
     return failures.answer_for(error, resolution.route, trail.provider, trail.attempts)
+
+
+def is_strict(exchange: Exchange, route: Route) -> bool:
+    """Whether the answer is to have OpenAI's shape and nothing beside it."""
+    return route.strict or exchange.request.headers.get("x-tollhouse-strict", "").lower() == "true"
+
+
+def origin_of(
+    exchange: Exchange,
+    resolution: Resolution,
+    *,
+    strict: bool,
+    excluded: bool = False,
+    searches: int = 0,
+) -> Origin:
+    """Who answers, once an attempt is under way; ``excluded`` keeps reasoning from the caller.
+
+    ``searches`` is how many web searches are charged where the provider does not count them.
+    """
+    requested = resolution.requested
+    named = requested if "/" in requested else resolution.model
+    prefix, slash, _ = named.partition("/")
+    trail = exchange.trail
+    provider, target = trail.provider, trail.target
+    return Origin(
+        requested_model=requested,
+        requested_provider=prefix if slash else None,
+        used_model=resolution.model,
+        used_provider=provider.name if provider is not None else "",
+        upstream_model=trail.model,
+        pricing=cost.pricing_of(resolution.route, target) if target is not None else None,
+        strict=strict,
+        exclude_reasoning=excluded,
+        searches=searches,
+    )
+
+
+def priced(
+    exchange: Exchange, origin: Origin, make: Callable[[Origin, Decimal | None], bytes]
+) -> web.Response:
+    """A whole answer with what it cost (USD) as a header; ``make`` is told it too."""
+    price = origin.price(exchange.trail.usage)
+    headers = {} if price is None else {"x-tollhouse-cost": cost.text(price)}
+    return exchange.whole(make(origin, price), headers)

@@ -11,9 +11,11 @@ from tempfile import SpooledTemporaryFile
 
 from aiohttp import web
 
-from tollhouse.api import forms, passthrough
+from tollhouse.api import forms, passthrough, shape
+from tollhouse.api.additions import Origin
+from tollhouse.api.shape import Shape
 from tollhouse.binary import Binary
-from tollhouse.endpoints import Context, Endpoint, refusal
+from tollhouse.endpoints import Context, Endpoint, is_strict, origin_of, priced, refusal
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
 from tollhouse.providers import passthrough as wire
@@ -34,26 +36,28 @@ DEFAULT_MODERATION = "omni-moderation-latest"
 class _Path:
     """``path`` begins after ``/v1``; ``operation`` is the word for it in spans.
 
-    OpenTelemetry's conventions define ``embeddings`` and ``text_completion``.
+    OpenTelemetry's conventions define ``embeddings`` and ``text_completion``. ``cut`` is the shape
+    of a strict answer; OpenAI has none for rerank and speech.
     """
 
     path: str
     operation: str
+    cut: Shape | None = None
     form: bool = False
     default_model: str | None = None
 
 
 _PATHS = (
-    _Path("/embeddings", "embeddings"),
-    _Path("/completions", "text_completion"),
-    _Path("/moderations", "moderation", default_model=DEFAULT_MODERATION),
+    _Path("/embeddings", "embeddings", shape.EMBEDDINGS),
+    _Path("/completions", "text_completion", shape.COMPLETION),
+    _Path("/moderations", "moderation", shape.MODERATION, default_model=DEFAULT_MODERATION),
     _Path("/rerank", "rerank"),
-    _Path("/images/generations", "image_generation"),
-    _Path("/images/edits", "image_edit", form=True),
-    _Path("/images/variations", "image_variation", form=True),
+    _Path("/images/generations", "image_generation", shape.IMAGES),
+    _Path("/images/edits", "image_edit", shape.IMAGES, form=True),
+    _Path("/images/variations", "image_variation", shape.IMAGES, form=True),
     _Path("/audio/speech", "speech"),
-    _Path("/audio/transcriptions", "transcription", form=True),
-    _Path("/audio/translations", "translation", form=True),
+    _Path("/audio/transcriptions", "transcription", shape.TRANSCRIPTION, form=True),
+    _Path("/audio/translations", "translation", shape.TRANSLATION, form=True),
 )
 
 
@@ -159,14 +163,19 @@ async def _send(
     hides_usage: bool,
 ) -> web.StreamResponse:
     call = context.call(exchange, resolution, path.operation, compose)
-    requested = resolution.requested
+    strict = is_strict(exchange, resolution.route)
+
+    def origin() -> Origin:
+        return origin_of(exchange, resolution, strict=strict)
+
+    whole = passthrough.Whole(path.cut)
     try:
         answer = await context.upstream.any(
             context.table.snapshot,
             call,
             exchange.trail,
-            read_usage=passthrough.read_usage,
-            watch=passthrough.EventWatch(model=requested, hides_usage=hides_usage),
+            read_usage=whole.read,
+            watch=passthrough.EventWatch(origin, hides_usage=hides_usage),
         )
     except UpstreamError as error:
         raise refusal(error, exchange, resolution) from None
@@ -174,4 +183,4 @@ async def _send(
         return await exchange.forward(answer)
     if isinstance(answer, Binary):
         return await exchange.forward_bytes(answer)
-    return exchange.whole(passthrough.echo(answer, requested))
+    return priced(exchange, origin(), whole.made)

@@ -16,6 +16,7 @@ from tollhouse.kinds.fields import (
     Text,
     TimeZone,
     Tokens,
+    seconds,
 )
 from tollhouse.kinds.schema import Merging, Model, Rule, says
 
@@ -78,8 +79,18 @@ class KeyBudget(Model):
 
 
 class Rotation(Model):
-    every: Annotated[Duration, says("How old a key may become before a new one is written.")]
+    every: Annotated[
+        Duration, says("How old a key may become before a new one is written; 1m at least.")
+    ]
     overlap: Annotated[Delay, says("How long the old key stays valid beside the new one.")] = "24h"
+    rules = (
+        Rule(
+            "duration(self.every) >= duration('1m')",
+            "must be at least 1m",
+            lambda it: seconds(it.every) >= 60,
+            field="every",
+        ),
+    )
 
 
 class ApiKeySpec(Model):

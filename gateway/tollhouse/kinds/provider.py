@@ -132,7 +132,7 @@ class ProviderTimeouts(Timeouts):
 
 class Health(Model):
     consecutive_failures: Annotated[
-        int, says("After so many failures in a row the Provider is passed over.", ge=1, le=1000)
+        int, says("A model of it is passed over after so many failures in a row.", ge=1, le=1000)
     ] = 5
     cooldown: Annotated[
         Duration, says("How long it is passed over before one request tries it again.")
@@ -269,7 +269,7 @@ class ProviderSpec(Model):
              ge=1, le=1_000_000),
     ] = None  # fmt: skip
     health: Annotated[
-        Health, says("When a gateway pod takes the Provider for down, and for how long.")
+        Health, says("When a gateway pod passes over a model of the Provider, and for how long.")
     ] = Health()
     tls: Annotated[Tls | None, says("How the upstream's certificate is checked.")] = None
     mock: Annotated[Mock | None, says("What a Provider of type Mock answers.")] = None

@@ -22,14 +22,71 @@ class ProviderRef(Model):
     name: Annotated[ObjectName, says("The Provider's name, in the ModelRoute's namespace.")]
 
 
+class Tier(Model):
+    """What all tokens of a request cost whose prompt is longer than that; what is left out costs
+    as it does without tiers."""
+
+    above: Annotated[Tokens, says("The tier holds for prompts of more tokens than this.")]
+    input: Annotated[Price | None, says("USD per million tokens of prompt.")] = None
+    cached_input: Annotated[
+        Price | None, says("USD per million tokens of prompt that came from a cache.")
+    ] = None
+    cache_write: Annotated[
+        Price | None, says("USD per million tokens of prompt that went into a cache.")
+    ] = None
+    cache_write_hour: Annotated[
+        Price | None, says("USD per million of those that the cache keeps for an hour.")
+    ] = None
+    output: Annotated[Price | None, says("USD per million tokens of answer.")] = None
+
+
 class Pricing(Model):
     """What is left out comes from the prices that the gateway knows."""
 
     input: Annotated[Price | None, says("USD per million tokens of prompt.")] = None
     cached_input: Annotated[
-        Price | None, says("USD per million tokens of prompt that came from a cache.")
+        Price | None,
+        says("USD per million tokens of prompt that came from a cache. Default: as input."),
+    ] = None
+    cache_write: Annotated[
+        Price | None,
+        says("USD per million tokens of prompt that went into a cache. Default: as input."),
+    ] = None
+    cache_write_hour: Annotated[
+        Price | None,
+        says("USD per million of those that the cache keeps for an hour. Default: as cacheWrite."),
     ] = None
     output: Annotated[Price | None, says("USD per million tokens of answer.")] = None
+    reasoning: Annotated[
+        Price | None, says("USD per million tokens of reasoning. Default: as output.")
+    ] = None
+    input_audio: Annotated[
+        Price | None, says("USD per million tokens of audio in the prompt. Default: as input.")
+    ] = None
+    cached_audio: Annotated[
+        Price | None,
+        says("USD per million tokens of audio that came from a cache. Default: as inputAudio."),
+    ] = None
+    output_audio: Annotated[
+        Price | None, says("USD per million tokens of audio in the answer. Default: as output.")
+    ] = None
+    input_image: Annotated[
+        Price | None, says("USD per million tokens of images in the prompt. Default: as input.")
+    ] = None
+    cached_image: Annotated[
+        Price | None,
+        says("USD per million tokens of images that came from a cache. Default: as inputImage."),
+    ] = None
+    output_image: Annotated[
+        Price | None, says("USD per million tokens of images in the answer. Default: as output.")
+    ] = None
+    web_search: Annotated[Price | None, says("USD for one web search, beside the tokens.")] = None
+    request: Annotated[Price | None, says("USD for one request, beside the tokens.")] = None
+    tiers: Annotated[
+        tuple[Tier, ...],
+        says("Other prices for long prompts.", max_length=8),
+        Merging(("above",)),
+    ] = ()
 
 
 class Target(Model):
@@ -57,6 +114,13 @@ class Target(Model):
     ] = 0
     pricing: Annotated[
         Pricing | None, says("What this target charges. Default: the published prices.")
+    ] = None
+    web_search: Annotated[
+        bool | None,
+        says(
+            "Whether this target searches the web; one that does not is passed over by requests "
+            "that ask for it. Default: the route's capabilities, then what the gateway knows."
+        ),
     ] = None
 
 

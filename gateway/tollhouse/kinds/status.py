@@ -55,3 +55,9 @@ class ApiKeyStatus(BudgetStatus):
     prefix: Annotated[
         str | None, says("The head of the key, to tell keys apart.", max_length=16)
     ] = None
+    last_rotated: Annotated[
+        AwareDatetime | None, says("When the operator last replaced the key.")
+    ] = None
+    next_rotation: Annotated[
+        AwareDatetime | None, says("When it replaces the key again, by spec.rotation.")
+    ] = None

@@ -12,6 +12,7 @@ import msgspec
 
 from tollhouse.api.chat import GATEWAY_FIELDS, ChatRequest, encode_fields
 from tollhouse.api.reasoning import Reasoning
+from tollhouse.providers import parameters as route
 from tollhouse.snapshot import Capabilities, Parameters, Provider
 
 _TRUE = msgspec.Raw(b"true")
@@ -40,14 +41,17 @@ def chat_request(
         _apply_reasoning(fields, reasoning if able else None, parameters.defaults)
     if request.web_search:
         _apply_web_search(fields)
-    for name, value in parameters.defaults.items():
-        if name not in fields or fields[name] == _NULL:
-            fields[name] = value
-    fields.update(parameters.overrides)
+    # OpenAI's reasoning models refuse max_tokens; older compatible servers know only that.
+    theirs = provider.base_url.startswith("https://api.openai.com/")
+    route.apply(
+        fields,
+        parameters,
+        cap,
+        caps=("max_tokens", "max_completion_tokens"),
+        otherwise="max_completion_tokens" if theirs else "max_tokens",
+    )
     if request.model != model:
         fields["model"] = model
-    if cap is not None:
-        _apply_cap(fields, cap, provider)
     if request.stream and not request.wants_usage:
         options = fields.get("stream_options")
         given = (
@@ -79,21 +83,6 @@ def error_of(body: bytes) -> Mapping[str, Any]:
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         return error
     return {}
-
-
-def _apply_cap(fields: dict[str, Any], cap: int, provider: Provider) -> None:
-    asked = False
-    for name in ("max_tokens", "max_completion_tokens"):
-        value = fields.get(name)
-        if isinstance(value, msgspec.Raw):
-            value = msgspec.json.decode(value)
-        if isinstance(value, int):
-            asked = True
-            fields[name] = min(value, cap)
-    if not asked:
-        # OpenAI's reasoning models refuse max_tokens; older compatible servers know only that.
-        theirs = provider.base_url.startswith("https://api.openai.com/")
-        fields["max_completion_tokens" if theirs else "max_tokens"] = cap
 
 
 def _apply_reasoning(

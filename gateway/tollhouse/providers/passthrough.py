@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.api.passthrough import JSONRequest
+from tollhouse.providers import parameters as route
 from tollhouse.snapshot import Parameters, Provider
 
 _NULL = msgspec.Raw(b"null")
@@ -34,16 +35,8 @@ def completion_request(
 ) -> tuple[str, bytes]:
     """The URL and body for a text completion; ``cap`` is the most output tokens allowed."""
     fields: dict[str, Any] = dict(request.fields)
-    for name, value in parameters.defaults.items():
-        if fields.get(name, _NULL) == _NULL:
-            fields[name] = value
-    fields.update(parameters.overrides)
+    route.apply(fields, parameters, cap, caps=("max_tokens",), otherwise="max_tokens")
     fields["model"] = model
-    if cap is not None:
-        asked = fields.get("max_tokens")
-        if isinstance(asked, msgspec.Raw):
-            asked = msgspec.json.decode(asked)
-        fields["max_tokens"] = min(asked, cap) if isinstance(asked, int) else cap
     if request.stream and not request.wants_usage:
         options = request.fields.get("stream_options", _NULL)
         given = msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None)

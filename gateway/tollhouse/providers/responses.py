@@ -8,6 +8,7 @@ from tollhouse.api.chat import ChatRequest
 from tollhouse.api.reasoning import Reasoning
 from tollhouse.api.responses import ResponsesRequest
 from tollhouse.providers import openai
+from tollhouse.providers import parameters as route
 from tollhouse.snapshot import Capabilities, Parameters, Provider
 
 _RENAMED = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
@@ -32,16 +33,16 @@ def native_request(
 ) -> tuple[str, bytes]:
     """The URL and body for a provider's own ``/responses``; ``cap`` is in output tokens."""
     fields: dict[str, Any] = dict(request.fields)
-    for name, value in parameters.defaults.items():
-        _set(fields, name, value, replace=False)
-    for name, value in parameters.overrides.items():
-        _set(fields, name, value, replace=True)
+    route.apply(
+        fields,
+        parameters,
+        cap,
+        caps=("max_output_tokens",),
+        otherwise="max_output_tokens",
+        put=_put,
+    )
     if request.model != model:
         fields["model"] = model
-    if cap is not None:
-        asked = request.max_output_tokens
-        if asked is None or asked > cap:
-            fields["max_output_tokens"] = cap
     return f"{provider.base_url}/responses", msgspec.json.encode(fields)
 
 
@@ -74,7 +75,7 @@ def translated_request(
     )
 
 
-def _set(fields: dict[str, Any], name: str, value: Any, *, replace: bool) -> None:
+def _put(fields: dict[str, Any], name: str, value: Any, replace: bool) -> None:
     """One of the route's parameters, which are in chat's words, in those of ``/responses``."""
     if name in _CHAT_ONLY:
         return
@@ -88,6 +89,4 @@ def _set(fields: dict[str, Any], name: str, value: Any, *, replace: bool) -> Non
         if replace or "effort" not in reasoning:
             fields["reasoning"] = {**reasoning, "effort": value}
         return
-    name = _RENAMED.get(name, name)
-    if replace or name not in fields:
-        fields[name] = value
+    route.put(fields, _RENAMED.get(name, name), value, replace)

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -123,7 +124,7 @@ class _CompiledFolder:
 
 def _compile(reader: FolderReader) -> _CompiledFolder:
     loaded = reader.load()
-    compiled = compile_snapshot(loaded.resources)
+    compiled = compile_snapshot(loaded.resources, datetime.now(UTC).date())
     digests = {name: digest_of(data) for name, data in shards(compiled.snapshot).items()}
     unread = [f"{problem.file}:{problem.line} {problem.message}" for problem in loaded.problems]
     invalid = [_line(loaded, it) for it in compiled.findings if it.reason is Reason.INVALID]

@@ -8,10 +8,14 @@ lives it is renewed, and when the process dies it expires and is as if it had ne
 Amounts are whole numbers: requests, tokens, requests at once, or nano-USD (10⁻⁹ USD).
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from tollhouse.settings import MEMORY_STORE, Settings
+from tollhouse.telemetry import Metrics
 
 
 class Kind(Enum):
@@ -60,7 +64,9 @@ class State:
     """A counter as it was left: ``used`` with everything that is reserved.
 
     ``resets`` is in how many seconds the amount that was asked for would fit, were nothing else
-    taken meanwhile; where it fitted, in how many the counter is back at zero.
+    taken meanwhile; where it fitted, in how many the counter is back at zero. For CONCURRENT nobody
+    can know when requests end: it is 1 where there was no room and 0 where there was. An amount
+    above the limit never fits; the whole window is told then.
     """
 
     used: int
@@ -114,3 +120,29 @@ class Store(Protocol):
     async def close(self) -> None:
         """Send what is left to send, within a second or two, and let go."""
         ...
+
+
+def open_store(
+    settings: Settings, metrics: Metrics, environ: Mapping[str, str] | None = None
+) -> Store:
+    """The store that the settings name; the caller owns ``run`` and ``close``.
+
+    ``environ`` may hold ``TOLLHOUSE_STORE_PASSWORD``. Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
+    # Imported here, so that a process loads only the store that it has.
+    if settings.store == MEMORY_STORE:
+        from tollhouse.store.memory import MemoryStore
+        from tollhouse.store.opening import open_journal
+
+        metrics.store_up.set(1)  # for as long as the process is
+        return MemoryStore(open_journal(settings))
+    from tollhouse.store.shared import SharedStore
+    from tollhouse.store.valkey import Valkey, connect
+
+    return SharedStore(
+        Valkey(connect(settings.store, environ), settings.store_scope),
+        metrics,
+        timeout=settings.store_timeout,
+        lease=settings.lease,
+    )
