@@ -162,6 +162,7 @@ def test_the_store_is_told_only_where_there_is_one(helm: Path) -> None:
     assert told({}) == {}
     own = told({"valkey": {"enabled": True}})
     assert own["TOLLHOUSE_STORE"]["value"] == "redis://tollhouse-valkey:6379/0"
+    assert own["TOLLHOUSE_STORE_SCOPE"]["value"] == "ai/tollhouse"
     secret = own["TOLLHOUSE_STORE_PASSWORD"]["valueFrom"]["secretKeyRef"]
     assert secret == {"name": "tollhouse-valkey", "key": "password"}
     elsewhere = told(EXTERNAL)

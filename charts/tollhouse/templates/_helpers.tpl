@@ -64,6 +64,10 @@ redis://{{ include "tollhouse.fullname" . }}-valkey:6379/0
 {{- end -}}
 {{- end -}}
 
+{{- define "tollhouse.storeScope" -}}
+{{- default (printf "%s/%s" .Release.Namespace (include "tollhouse.fullname" .)) .Values.store.scope -}}
+{{- end -}}
+
 {{- define "tollhouse.storeSecret" -}}
 {{- if .Values.store.url -}}
 {{ .Values.store.passwordSecretName }}
