@@ -15,7 +15,7 @@ import yaml
 
 from support import planted
 from support.operator import condition, eventually, until_condition, values
-from support.pods import CHART, CLIENT, ROOT, Pods
+from support.pods import CHART, CLIENT, ROOT, VALKEY, Pods
 from support.release import Release, namespace_for
 
 EXAMPLES = ROOT / "examples" / "kubernetes"
@@ -209,6 +209,29 @@ def test_an_upgrade_brings_custom_resource_definitions_along(release: Release) -
     schema = found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert "owner" in schema["properties"]["spec"]["properties"]
     eventually(there_are(release, 1), 30)
+
+
+def test_a_valkey_of_its_own_keeps_its_password_over_upgrades(release: Release) -> None:
+    image, _, tag = VALKEY.rpartition(":")
+    values_of_valkey = (
+        "valkey.enabled=true",
+        f"valkey.image.repository={image}",
+        f"valkey.image.tag={tag}",
+        "valkey.image.pullPolicy=Never",
+        "valkey.command={redis-server}",
+        "valkey.persistence.enabled=false",  # the cluster has no storage
+    )
+    passwords = set()
+    for log_level in ("info", "debug"):
+        release.apply_chart(*values_of_valkey, f"gateway.logLevel={log_level}")
+        secret = values(release.cluster.api.get("secret", "tollhouse-valkey", "ai"))
+        passwords.add(planted.register(secret["password"]))
+    assert len(passwords) == 1
+    in_pod = ("exec", "tollhouse-valkey-0", "--", "redis-cli")
+    assert "NOAUTH" in release.kubectl(*in_pod, "incr", "counter")
+    assert release.kubectl(*in_pod, "-a", passwords.pop(), "ping").strip() == "PONG"
+    arguments = release.kubectl("exec", "tollhouse-valkey-0", "--", "cat", "/proc/1/cmdline")
+    assert "requirepass" not in arguments
 
 
 def test_it_scales_to_five_and_back_to_two(release: Release) -> None:

@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "tollhouse"
 PRODUCT, CLIENT = "localhost/tollhouse:e2e", "localhost/tollhouse-client:e2e"
 """The image under test, and it with the OpenAI SDK on top."""
+VALKEY = "localhost/tollhouse-valkey:e2e"
+"""A server for counters, which is Debian's Redis."""
 BUILD_SECONDS = 1200.0
 HELM_SECONDS = 180.0
 
@@ -103,31 +105,35 @@ def running() -> Iterator[Pods]:
     if not of_kind and os.getuid() != 0:
         raise NoClusterError("pods need root, or kind and Docker")
     try:
-        product, client = _images()
+        tags = _images()
         binaries.build(node=True)
     except machine.MissingError as error:
         raise NoClusterError(str(error)) from None
     with running_cluster() if ours else kind_cluster() if of_kind else built("--node") as api:
         pods = Pods(api, of_kind=of_kind)
-        pods.load(product)
-        pods.load(client)
+        for tag in tags:
+            pods.load(tag)
         yield pods
 
 
-def _images() -> tuple[str, str]:
+def _images() -> tuple[str, ...]:
     _sh(sys.executable, str(CLUSTER), "image", PRODUCT)
+    recipes = ROOT / "tests" / "e2e"
     with tempfile.TemporaryDirectory() as directory:
         context = Path(directory)
         (context / "requirements.txt").write_text(_locked("openai"))
-        recipe = ROOT / "tests" / "e2e" / "client" / "Dockerfile"
-        if images.docker_answers():
-            _sh(
-                *("docker", "build", "--quiet", "--build-arg", f"PRODUCT={PRODUCT}"),
-                *("--tag", CLIENT, "--file", str(recipe), str(context)),
-            )
-        else:
-            images.build(CLIENT, context, recipe, {"PRODUCT": PRODUCT})
-    return PRODUCT, CLIENT
+        _build(CLIENT, context, recipes / "client" / "Dockerfile", {"PRODUCT": PRODUCT})
+        base = {} if images.docker_answers() else {"BASE": images.base()}
+        _build(VALKEY, context, recipes / "valkey" / "Dockerfile", base)
+    return PRODUCT, CLIENT, VALKEY
+
+
+def _build(tag: str, context: Path, recipe: Path, arguments: Mapping[str, str]) -> None:
+    if not images.docker_answers():
+        images.build(tag, context, recipe, arguments)
+        return
+    given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    _sh("docker", "build", "--quiet", *given, "--tag", tag, "--file", str(recipe), str(context))
 
 
 def _locked(project: str) -> str:
