@@ -215,7 +215,9 @@ def test_the_api_server_is_away(release: Release, load: Load) -> None:
         cluster.component("stop", "kube-apiserver")
         time.sleep(API_AWAY_SECONDS)
         cluster.component("start", "kube-apiserver")
-        eventually(lambda: cluster.kubectl("get", "--raw", "/readyz", check=False).stdout == "ok")
+        eventually(
+            lambda: cluster.kubectl("get", "--raw", "/readyz", check=False).stdout == "ok", 60
+        )
         back = time.monotonic()
         patch = json.dumps({"spec": {"tags": {"after": "the outage"}}})
         eventually(lambda: not cluster.kubectl(
