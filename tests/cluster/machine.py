@@ -136,12 +136,14 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
 
 def stop_one(name: str) -> None:
-    """Stop one component. Raises ClusterError when it does not run."""
+    """Stop one component as a crash does: it takes leave of nobody. Raises ClusterError when it
+    does not run."""
     lines = [line.split() for line in PIDS.read_text().splitlines()] if PIDS.exists() else []
     ours = [int(pid) for pid, started, of in lines if of == name and _started(int(pid)) == started]
     if not ours:
         raise ClusterError(f"{name} does not run in {RUN}")
-    _stop(ours, 10)
+    _signal(ours, signal.SIGKILL)
+    _stop(ours, 0)
 
 
 def start_again(name: str) -> None:
