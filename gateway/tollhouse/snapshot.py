@@ -5,7 +5,7 @@ pieces named after a hash of what they hold, so that one changed object changes 
 *index* lists the shards with their digests; the digest of the whole is computed from those.
 
 Units: every duration is in seconds, every price is a decimal string in USD (see ``Pricing``), every
-instant is seconds since the Unix epoch.
+amount of money is whole nano-USD (10⁻⁹ USD), every instant is seconds since the Unix epoch.
 
 Compatibility: fields may be added with a default in any release, and readers ignore fields and
 enumeration words they do not know, so both directions work within one minor version. ``FORMAT``
@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.allowance import Allowance, Budget, Limit, Policy
 from tollhouse.errors import SnapshotError
 
 FORMAT = 1
@@ -149,7 +150,7 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``known`` is for wildcard routes: models by the provider's own lower-case names, where a
     trailing ``*`` matches any rest. ``responses_native`` says that it answers ``/responses``
-    itself; elsewhere it is sent chat completions.
+    itself; elsewhere it is sent chat completions. ``policies`` are ids in ``Snapshot.policies``.
     """
 
     namespace: str
@@ -164,6 +165,7 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
     mock: Mock | None = None
     known: dict[str, KnownModel] = {}
     responses_native: bool = False
+    policies: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -225,6 +227,8 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     ``models`` holds the canonical id first; a trailing ``*`` matches any rest. ``shared_with``
     lists the namespaces whose keys may call the route; None means every namespace. ``families``
     are patterns of bare names that a wildcard route serves too: ``claude*`` of ``anthropic/*``.
+    ``platform`` and ``created`` (seconds since the epoch, None unknown) are for ``precedence``.
+    ``policies`` are ids in ``Snapshot.policies``.
     """
 
     namespace: str
@@ -239,17 +243,32 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     shared_with: tuple[str, ...] | None = None
     select: Select | None = None
     families: tuple[str, ...] = ()
+    platform: bool = False
+    created: float | None = None
+    policies: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def precedence(self) -> tuple[bool, float, str]:
+        """Sorts the routes that other namespaces share: the platform's first, then the oldest."""
+        age = self.created if self.created is not None else float("inf")
+        return not self.platform, age, self.id
 
-class Key(msgspec.Struct, frozen=True, omit_defaults=True):
+    def seen_from(self, namespace: str) -> bool:
+        """Whether keys of this namespace may call it."""
+        return self.shared_with is None or namespace in self.shared_with
+
+
+# Nothing in a key can refer back to it, so the collector need not look at ten thousand of them.
+class Key(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A caller, found by the SHA-256 digest of the key it presents.
 
     One ApiKey has an entry per digest that is valid: two while a rotation overlaps, the older one
     with ``valid_until`` set. ``allowed_models`` None means every route shared with the namespace.
+    ``limits`` and ``budget`` are its own; ``policies`` and ``budgets`` are ids in the snapshot.
     """
 
     namespace: str
@@ -262,6 +281,10 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     valid_until: float | None = None
     disabled: bool = False
     tags: dict[str, str] = {}
+    limits: tuple[Limit, ...] = ()
+    budget: Allowance | None = None
+    policies: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -269,11 +292,13 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One encoded piece: either providers and routes by id, or keys by digest (hex)."""
+    """One encoded piece: keys by digest (hex), or anything else by id."""
 
     providers: dict[str, Provider] = {}
     routes: dict[str, Route] = {}
     keys: dict[str, Key] = {}
+    policies: dict[str, Policy] = {}
+    budgets: dict[str, Budget] = {}
 
 
 class ShardRef(msgspec.Struct, frozen=True):
@@ -297,12 +322,17 @@ class Snapshot(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
     routes: dict[str, Route]
     key_shards: tuple[dict[str, Key], ...]
+    policies: dict[str, Policy] = {}
+    budgets: dict[str, Budget] = {}
 
     @staticmethod
     def of(
         providers: Iterable[Provider] = (),
         routes: Iterable[Route] = (),
         keys: Mapping[str, Key] | None = None,
+        *,
+        policies: Iterable[Policy] = (),
+        budgets: Iterable[Budget] = (),
     ) -> "Snapshot":
         """A snapshot of these parts; ``keys`` maps SHA-256 digests (hex) to callers."""
         buckets: tuple[dict[str, Key], ...] = tuple({} for _ in range(KEY_SHARDS))
@@ -312,6 +342,8 @@ class Snapshot(msgspec.Struct, frozen=True):
             providers={provider.id: provider for provider in providers},
             routes={route.id: route for route in routes},
             key_shards=buckets,
+            policies={policy.id: policy for policy in policies},
+            budgets={budget.id: budget for budget in budgets},
         )
 
     def key(self, digest: str) -> Key | None:
@@ -338,19 +370,36 @@ def shards(snapshot: Snapshot) -> dict[str, bytes]:
 
     The same snapshot always gives the same bytes.
     """
-    pieces: dict[str, Shard] = {}
-    config = tuple(Shard(providers={}, routes={}) for _ in range(CONFIG_SHARDS))
+    return {name: encode_shard(shard) for name, shard in pieces(snapshot).items()}
+
+
+def encode_shard(shard: Shard) -> bytes:
+    """The same shard always gives the same bytes."""
+    return zlib.compress(_encoder.encode(shard), 6)
+
+
+def pieces(snapshot: Snapshot) -> dict[str, Shard]:
+    """The snapshot's shards by name; empty ones are left out."""
+    found: dict[str, Shard] = {}
+    empty = Shard()
+    config = tuple(
+        Shard(providers={}, routes={}, policies={}, budgets={}) for _ in range(CONFIG_SHARDS)
+    )
     for provider in snapshot.providers.values():
         config[_config_bucket(provider.id)].providers[provider.id] = provider
     for route in snapshot.routes.values():
         config[_config_bucket(route.id)].routes[route.id] = route
+    for policy in snapshot.policies.values():
+        config[_config_bucket(policy.id)].policies[policy.id] = policy
+    for budget in snapshot.budgets.values():
+        config[_config_bucket(budget.id)].budgets[budget.id] = budget
     for number, shard in enumerate(config):
-        if shard.providers or shard.routes:
-            pieces[f"config-{number}"] = shard
+        if shard != empty:
+            found[f"config-{number}"] = shard
     for number, keys in enumerate(snapshot.key_shards):
         if keys:
-            pieces[f"keys-{number}"] = Shard(keys=keys)
-    return {name: zlib.compress(_encoder.encode(shard), 6) for name, shard in pieces.items()}
+            found[f"keys-{number}"] = Shard(keys=keys)
+    return found
 
 
 def digest_of(encoded: bytes) -> str:
@@ -443,9 +492,13 @@ class Assembler:
 def _join(pieces: Mapping[str, Shard]) -> Snapshot:
     providers: dict[str, Provider] = {}
     routes: dict[str, Route] = {}
+    policies: dict[str, Policy] = {}
+    budgets: dict[str, Budget] = {}
     for shard in pieces.values():
         providers |= shard.providers
         routes |= shard.routes
+        policies |= shard.policies
+        budgets |= shard.budgets
     empty: dict[str, Key] = {}
     return Snapshot(
         providers=providers,
@@ -454,6 +507,8 @@ def _join(pieces: Mapping[str, Shard]) -> Snapshot:
             pieces[f"keys-{number}"].keys if f"keys-{number}" in pieces else empty
             for number in range(KEY_SHARDS)
         ),
+        policies=policies,
+        budgets=budgets,
     )
 
 
