@@ -37,11 +37,15 @@ from tollhouse.snapshot import Credential
 WATCH_SECONDS = 60.0
 """How long one watch request lasts. Also how long an API server that hangs with its connection
 open can go unnoticed; a dead peer is noticed by TCP keepalive, in 25 s."""
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
 _WATCH_GRACE_SECONDS = 5.0
 _STEADY_SECONDS = 1.0
 """A watch that ends sooner than this is not opened again without a pause."""
+_AWAY_SECONDS = 1.0
+_REFUSED_SECONDS = 5.0
+"""The longest pauses between tries while nobody answers and while the answer is a refusal. One that
+is away has no work from being called; once it is back, what changed is wanted at once."""
 _CONNECTIONS = 16
 _CLOSE_SECONDS = 0.05
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -60,7 +64,7 @@ class SecretData:
     data: Mapping[str, bytes] = field(repr=False)
 
 
-def backoff(failures: int, most: float = 5.0) -> float:
+def backoff(failures: int, most: float) -> float:
     """Seconds to wait after so many failures in a row: from 0.1 doubling, up to half taken off."""
     return min(most, 0.1 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)
 
@@ -127,9 +131,10 @@ class Cluster:
         version: str | None = None
         known: SecretData | None = None
         begun = False
-        failures = 0
+        failures = refusals = 0
         while True:
             opened: float | None = None
+            refused = False
             try:
                 if version is None:
                     state, version = await self._list(namespace, name)
@@ -140,7 +145,7 @@ class Cluster:
                     opened = monotonic()
                     trouble(None)
                     async for change in changes:
-                        failures = 0
+                        failures = refusals = 0
                         version = change.version
                         if not change.bookmark and not _same(change.state, known):
                             known = change.state
@@ -148,13 +153,18 @@ class Cluster:
             except ClusterError as error:
                 # Whatever went wrong and was missed, a fresh list is right, and it is small.
                 version = None
+                refused = error.status is not None
                 if opened is None or failures:  # a watch that breaks is no trouble if it mends
                     trouble(error)
             if opened is not None and monotonic() - opened > _STEADY_SECONDS:
-                failures = 0
+                failures = refusals = 0
                 if version is not None:
                     continue
-            await asyncio.sleep(backoff(failures))
+            if refused:
+                await asyncio.sleep(backoff(refusals, _REFUSED_SECONDS))
+                refusals += 1
+            else:
+                await asyncio.sleep(backoff(failures, _AWAY_SECONDS))
             failures += 1
 
     async def _list(self, namespace: str, name: str) -> tuple[SecretData | None, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from tollhouse_operator.cluster import CallError, Cluster, Identity, backoff, path
+from tollhouse_operator.cluster import CallError, Cluster, Identity, path, wait_after
 from tollhouse_operator.store import Key, Store
 
 _log = structlog.get_logger(__name__)
@@ -89,9 +89,9 @@ class Audit:
                 missing, _ = await self._missing(scope)
                 failures = 0
             except CallError as error:
-                failures += 1
                 _log.warning("first listing failed", kind=scope.kind, error=str(error))
-                await asyncio.sleep(backoff(failures))
+                await asyncio.sleep(wait_after(error, failures))
+                failures += 1
                 continue
             # An object can be deleted before kopf lists, and then never comes: so list again.
             list_again = loop.time() + pause

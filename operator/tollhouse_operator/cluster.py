@@ -27,6 +27,9 @@ CALL_SECONDS = 4.0
 LIST_SECONDS = 60.0
 WATCH_SECONDS = 300
 """How long the API server keeps one watch open before it is renewed."""
+AWAY_SECONDS = 1.0
+"""The longest pause between tries while nobody answers: what changed meanwhile is live soon after
+the API server is back. Nobody has work from a call that does not arrive."""
 SILENCE_SECONDS = 90.0
 """The API server sends a bookmark every minute: a watch silent for longer is dead."""
 _CONNECT_SECONDS = 3.0
@@ -121,6 +124,14 @@ def path(kind: str, namespace: str | None = None, name: str | None = None, *, su
 def plural(kind: str) -> str:
     """The kind's name in URLs."""
     return _PLURALS[kind][1]
+
+
+def wait_after(error: ClusterError, attempt: int) -> float:
+    """Seconds to wait after failed attempt ``attempt`` (from 0): what the API server asks for, else
+    doubled each time, up to a second where it did not answer and ten where it refused."""
+    if isinstance(error, CallError) and error.retry_after:
+        return error.retry_after
+    return backoff(attempt, most=AWAY_SECONDS if error.status is None else 10.0)
 
 
 def backoff(attempt: int, *, first: float = 0.2, most: float = 10.0) -> float:

@@ -14,7 +14,7 @@ import kopf
 from tollhouse.resources import GROUP, KINDS, VERSION
 from tollhouse_operator import keys
 from tollhouse_operator.audit import Scope
-from tollhouse_operator.cluster import SILENCE_SECONDS, WATCH_SECONDS, plural
+from tollhouse_operator.cluster import AWAY_SECONDS, SILENCE_SECONDS, WATCH_SECONDS, plural
 from tollhouse_operator.store import BY_KIND, BY_LABEL, Store
 
 
@@ -25,7 +25,7 @@ class _Backoffs:
         pause = 0.2
         while True:
             yield pause * random.uniform(0.5, 1.0)
-            pause = min(pause * 2, 10.0)
+            pause = min(pause * 2, AWAY_SECONDS)
 
 
 class _NoDiffs(kopf.DiffBaseStorage):

@@ -20,7 +20,7 @@ import structlog
 from tollhouse.auth import checksum_holds, new_key
 from tollhouse.resources import GROUP, VERSION, ApiKey, Ref
 from tollhouse_operator import rotation
-from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.cluster import CallError, Cluster, path, wait_after
 from tollhouse_operator.pulse import Pulse
 from tollhouse_operator.store import BY_LABEL, Key, Store
 
@@ -284,7 +284,7 @@ class Keys:
                     if not (error.transient or error.status == _CONFLICT):
                         _log.error("label stays on a Secret", error=str(error))
                         return
-                    await asyncio.sleep(error.retry_after or backoff(failures))
+                    await asyncio.sleep(wait_after(error, failures))
                     failures += 1
         finally:
             self._releasing.discard(secret)
@@ -318,7 +318,7 @@ class Keys:
                         self._give_up(api_key, error)
                         return
                     _log.warning("key put off", apikey="/".join(ref), error=str(error))
-                    await asyncio.sleep(error.retry_after or backoff(failures))
+                    await asyncio.sleep(wait_after(error, failures))
                     failures += 1
         finally:
             del self._working[ref]

@@ -17,7 +17,7 @@ from tollhouse.compile import Compiled, Compiler
 from tollhouse.errors import ClusterError
 from tollhouse.resources import Ref, Resources
 from tollhouse_operator.announce import Announcements
-from tollhouse_operator.cluster import Cluster, backoff
+from tollhouse_operator.cluster import Cluster, wait_after
 from tollhouse_operator.encode import Encoder
 from tollhouse_operator.fleet import Census, Fleet
 from tollhouse_operator.judgement import Judgement
@@ -137,7 +137,7 @@ class Leader:
                 due = True
                 self._metrics.failures.inc()
                 _log.warning("publishing put off", error=str(error), failures=failures)
-                await asyncio.sleep(backoff(failures - 1))
+                await asyncio.sleep(wait_after(error, failures - 1))
 
     async def _rebuild(self, limit: float | None) -> None:
         began = monotonic()

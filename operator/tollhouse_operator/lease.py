@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from tollhouse_operator.cluster import CALL_SECONDS, CallError, Cluster, backoff, path
+from tollhouse_operator.cluster import CALL_SECONDS, CallError, Cluster, path
 
 _log = structlog.get_logger(__name__)
 
@@ -88,18 +88,13 @@ class Leadership:
             await asyncio.shield(self._release())
 
     async def _acquire(self) -> None:
-        failures = 0
         while True:
             try:
                 if await self._try():
                     return
-                failures = 0
             except CallError as error:
-                failures += 1
                 _log.warning("lease not read or written", error=str(error))
             await asyncio.sleep(self._settings.retry_seconds)
-            if failures:
-                await asyncio.sleep(backoff(failures))
 
     async def _keep(self) -> None:
         """Renew until that has failed for too long or somebody else holds the Lease."""

@@ -17,7 +17,7 @@ from tollhouse.resources import GROUP, VERSION, ApiKey, Ref, ResourceError, pars
 from tollhouse.snapshot import key_digest
 from tollhouse_operator import events, rotation
 from tollhouse_operator.announce import Announcements
-from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.cluster import CallError, Cluster, path, wait_after
 from tollhouse_operator.events import Note
 from tollhouse_operator.keys import secret_of
 from tollhouse_operator.pulse import Pulse
@@ -136,7 +136,7 @@ class Rotations:
                     failure = error
                     if not (error.transient or error.status == _CONFLICT):
                         break
-                    await asyncio.sleep(error.retry_after or backoff(attempt))
+                    await asyncio.sleep(wait_after(error, attempt))
             _log.error("key not rotated", apikey="/".join(ref), error=str(failure))
             self._agenda[ref] = put_off
             text = f"Secret {'/'.join(secret_of(api_key))} cannot be changed: {failure.reason}"

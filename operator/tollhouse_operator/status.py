@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from tollhouse_operator import events
-from tollhouse_operator.cluster import CallError, Cluster, backoff, path
+from tollhouse_operator.cluster import CallError, Cluster, path, wait_after
 from tollhouse_operator.events import Note
 from tollhouse_operator.fleet import Census
 from tollhouse_operator.store import BY_KIND, Key, Store
@@ -241,4 +241,4 @@ class Statuses:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             _log.warning("status put off", kind=kind, namespace=namespace, name=name,
                          error=str(error), failures=failures)  # fmt: skip
-            return error.retry_after or backoff(failures - 1)
+            return wait_after(error, failures - 1)

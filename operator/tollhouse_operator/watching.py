@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from tollhouse_operator.cluster import CallError, Cluster, backoff
+from tollhouse_operator.cluster import AWAY_SECONDS, CallError, Cluster, backoff
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class Watch:
                 self._failed(error)
                 _log.warning("list failed", error=str(error), failures=failures)
             if failures:
-                await asyncio.sleep(backoff(failures - 1))
+                await asyncio.sleep(backoff(failures - 1, most=AWAY_SECONDS))
 
     async def _follow(self, version: str) -> str:
         stream = self._cluster.watch(self._where, version, labels=self._labels, fields=self._fields)
