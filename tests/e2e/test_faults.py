@@ -16,12 +16,11 @@ import pytest
 from support import planted
 from support.operator import eventually, until_condition, values
 from support.pods import Pods
-from support.release import Release, namespace_for
+from support.release import Release, caller, namespace_for, resource, slow_route
 
 RATE = 100
 NAMESPACE = "faults"
 LOAD = Path(__file__).with_name("load.py")
-TEXT = "Every lorry that comes to the toll house shows its pass, and then the road is free."
 API_AWAY_SECONDS = 60
 OPERATOR_AWAY_SECONDS = 120
 
@@ -32,7 +31,7 @@ def release(cluster: Pods) -> Iterator[Release]:
     namespace_for(cluster, NAMESPACE)
     found = Release(cluster, "tollhouse", NAMESPACE)
     found.apply_chart("gateway.replicas=3", f"namespaces={{{NAMESPACE}}}")
-    cluster.api.apply([*resources("whole", "0ms"), *resources("stream", "60ms")], NAMESPACE)
+    cluster.api.apply([*slow_route("whole", "0ms"), *slow_route("stream", "60ms")], NAMESPACE)
     cluster.api.apply(resource("ApiKey", "load", {"owner": "load"}), NAMESPACE)
     until_condition(cluster.api, "apikey", "load", NAMESPACE, "Programmed", "True", 30)
     planted.register(values(cluster.api.get("secret", "load", NAMESPACE))["OPENAI_API_KEY"])
@@ -40,24 +39,6 @@ def release(cluster: Pods) -> Iterator[Release]:
     found.keep_logs()
     found.helm("uninstall")
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-
-
-def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": "tollhouse.dev/v1alpha1",
-        "kind": kind,
-        "metadata": {"name": name},
-        "spec": spec,
-    }
-
-
-def resources(name: str, pause: str) -> list[dict[str, Any]]:
-    mock = {"reply": "Text", "text": TEXT, "chunkDelay": pause}
-    targets = [{"provider": {"name": name}}]
-    return [
-        resource("Provider", name, {"type": "Mock", "mock": mock}),
-        resource("ModelRoute", name, {"models": [f"load/{name}"], "targets": targets}),
-    ]
 
 
 class Load:
@@ -108,34 +89,12 @@ class Load:
 def load(release: Release) -> Iterator[Load]:
     script = {"load.py": LOAD.read_text()}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "load"}, "data": script}
-    container = {
-        "name": "load",
-        "image": release.image(),
-        "imagePullPolicy": "Never",
-        "command": ["python3", "/load/load.py", str(RATE)],
-        "envFrom": [{"secretRef": {"name": "load"}}],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "load", "mountPath": "/load"}],
-    }
+    command = ["python3", "/load/load.py", str(RATE)]
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "load"},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [container],
-            "volumes": [{"name": "load", "configMap": {"name": "load"}}],
-        },
+        "spec": caller(release.image(), command, "load", "load"),
     }
     release.cluster.api.apply([config, pod], NAMESPACE)
     release.kubectl("wait", "pod/load", "--for=condition=Ready", "--timeout=60s")

@@ -15,8 +15,8 @@ import yaml
 
 from support import planted
 from support.operator import condition, eventually, until_condition, values
-from support.pods import CHART, CLIENT, ROOT, VALKEY, Pods
-from support.release import Release, namespace_for
+from support.pods import CHART, CLIENT, ROOT, Pods
+from support.release import VALKEY_VALUES, Release, caller, namespace_for, resource
 
 EXAMPLES = ROOT / "examples" / "kubernetes"
 SDK = """
@@ -41,6 +41,22 @@ except urllib.error.HTTPError as refusal:
     print("status", refusal.code)
 """
 
+WATCH = """
+import os, time, urllib.error, urllib.request
+before = None
+while True:
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/models",
+        headers={"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]})
+    try:
+        status = urllib.request.urlopen(request, timeout=10).status
+    except urllib.error.HTTPError as refusal:
+        status = refusal.code
+    if status != before:
+        print(status, time.time(), flush=True)
+        before = status
+    time.sleep(0.02)
+"""
+
 
 @pytest.fixture(scope="module")
 def release(cluster: Pods) -> Iterator[Release]:
@@ -52,48 +68,20 @@ def release(cluster: Pods) -> Iterator[Release]:
     cluster.helm("uninstall", "tollhouse", "-n", "ai", "--wait", "--ignore-not-found")
 
 
-def caller(name: str, program: str, image: str, python: str) -> dict[str, Any]:
+def job(name: str, image: str, *command: str) -> dict[str, Any]:
     """A Job with the key of ``checkout`` in its environment."""
-    restricted = {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": name},
-        "spec": {
-            "backoffLimit": 0,
-            "template": {
-                "spec": {
-                    "restartPolicy": "Never",
-                    "automountServiceAccountToken": False,
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": 65532,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
-                    "containers": [
-                        {
-                            "name": "caller",
-                            "image": image,
-                            "imagePullPolicy": "Never",
-                            "command": [python, "-c", program],
-                            "envFrom": [{"secretRef": {"name": "checkout"}}],
-                            "securityContext": restricted,
-                        }
-                    ],
-                }
-            },
-        },
+        "spec": {"backoffLimit": 0, "template": {"spec": caller(image, command, "checkout")}},
     }
 
 
-def ran(cluster: Pods, job: dict[str, Any]) -> str:
+def ran(cluster: Pods, what: dict[str, Any]) -> str:
     """What a Job in ``shop`` printed, once it is complete; it is deleted then."""
-    name = job["metadata"]["name"]
-    cluster.api.apply(job, "shop")
+    name = what["metadata"]["name"]
+    cluster.api.apply(what, "shop")
 
     def ended() -> set[str]:
         status = cluster.api.get("job", name, "shop").get("status", {})
@@ -156,7 +144,7 @@ def test_the_three_files_of_examples_are_live_within_seconds(release: Release) -
 
 
 def test_a_pod_with_the_openai_sdk_calls_by_service_dns(release: Release) -> None:
-    printed = ran(release.cluster, caller("sdk", SDK, CLIENT, "/client/bin/python"))
+    printed = ran(release.cluster, job("sdk", CLIENT, "/client/bin/python", "-c", SDK))
     assert "models ['demo/echo'] at http://tollhouse.ai.svc:8080/v1/" in printed
 
 
@@ -166,8 +154,54 @@ def test_a_key_is_disabled_and_comes_back(release: Release) -> None:
         patch = json.dumps({"spec": {"disabled": disabled}})
         cluster.kubectl("patch", "apikey", "checkout", "-n", "shop", "--type=merge", "-p", patch)
         until_condition(cluster.api, "apikey", "checkout", "shop", "Programmed", "True", 20)
-        job = caller("try", TRY, release.image(), "python3")
-        assert f"status {status}" in ran(cluster, job)
+        attempt = job("try", release.image(), "python3", "-c", TRY)
+        assert f"status {status}" in ran(cluster, attempt)
+
+
+def test_a_key_is_rotated_and_then_deleted(release: Release) -> None:
+    """A pod keeps the key that it started with, and another one starts after the rotation."""
+    cluster, name = release.cluster, "rotated"
+    cluster.api.apply(resource("ApiKey", name, {"owner": "shop"}), "shop")
+    until_condition(cluster.api, "apikey", name, "shop", "Programmed", "True", 20)
+
+    def key() -> str:
+        secret = values(cluster.api.get("secret", name, "shop"))
+        return planted.register(secret["OPENAI_API_KEY"])
+
+    def start(pod: str) -> None:
+        spec = caller(release.image(), ("python3", "-c", WATCH), name)
+        metadata = {"name": pod}
+        cluster.api.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, "shop"
+        )
+        eventually(lambda: lines(pod), 30)
+
+    def lines(pod: str) -> list[tuple[int, float]]:
+        """Each status that differed from the one before it, and when (epoch seconds)."""
+        done = cluster.kubectl("-n", "shop", "logs", pod, check=False)
+        printed = [line.split() for line in done.stdout.splitlines()] if not done.returncode else []
+        return [(int(status), float(at)) for status, at in printed]
+
+    old = key()
+    start("old")
+    began = time.time()
+    cluster.kubectl("-n", "shop", "annotate", "apikey", name, "tollhouse.dev/rotate=now")
+    eventually(lambda: key() != old, 15)
+    print(f"annotated until the Secret had a new key: {time.time() - began:.1f} s")
+    start("new")
+    time.sleep(1)
+    assert [status for status, _ in lines("old")] == [status for status, _ in lines("new")] == [200]
+
+    deleted = time.time()
+    cluster.kubectl("-n", "shop", "delete", "apikey", name)
+    eventually(lambda: lines("old")[-1][0] == lines("new")[-1][0] == 401, 10)
+    time.sleep(2)
+    last = {pod: lines(pod)[-1] for pod in ("old", "new")}
+    assert [status for status, _ in last.values()] == [401, 401]
+    seconds = max(at for _, at in last.values()) - deleted
+    print(f"ApiKey deleted until every gateway refused both its keys: {seconds:.2f} s")
+    assert seconds < 5
+    cluster.kubectl("-n", "shop", "delete", "pod", "old", "new", "--wait=false")
 
 
 def test_teams_make_keys_and_touch_nothing_else(release: Release) -> None:
@@ -212,18 +246,9 @@ def test_an_upgrade_brings_custom_resource_definitions_along(release: Release) -
 
 
 def test_a_valkey_of_its_own_keeps_its_password_over_upgrades(release: Release) -> None:
-    image, _, tag = VALKEY.rpartition(":")
-    values_of_valkey = (
-        "valkey.enabled=true",
-        f"valkey.image.repository={image}",
-        f"valkey.image.tag={tag}",
-        "valkey.image.pullPolicy=Never",
-        "valkey.command={redis-server}",
-        "valkey.persistence.enabled=false",  # the cluster has no storage
-    )
     passwords = set()
     for log_level in ("info", "debug"):
-        release.apply_chart(*values_of_valkey, f"gateway.logLevel={log_level}")
+        release.apply_chart(*VALKEY_VALUES, f"gateway.logLevel={log_level}")
         secret = values(release.cluster.api.get("secret", "tollhouse-valkey", "ai"))
         passwords.add(planted.register(secret["password"]))
     assert len(passwords) == 1
@@ -247,7 +272,7 @@ def test_it_scales_to_five_and_back_to_two(release: Release) -> None:
             "patch", "apikey", "checkout", "-n", "shop", "--type=merge", "-p", patch
         )
         eventually(is_said(release.cluster, f"{replicas}/{replicas}"), 20)
-    printed = ran(release.cluster, caller("sdk", SDK, CLIENT, "/client/bin/python"))
+    printed = ran(release.cluster, job("sdk", CLIENT, "/client/bin/python", "-c", SDK))
     assert "demo/echo" in printed
 
 

@@ -1,7 +1,10 @@
 """One release of the chart, as tests install, upgrade and look at it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from support import planted
-from support.pods import CHART, PRODUCT, Pods
+from support.pods import CHART, PRODUCT, VALKEY, Pods
 
 VALUES = (
     "image.repository=" + PRODUCT.rpartition(":")[0],
@@ -12,6 +15,16 @@ VALUES = (
     "gateway.drainTimeoutSeconds=20",
     "operator.resources.requests.cpu=50m",
 )
+
+VALKEY_VALUES = (
+    "valkey.enabled=true",
+    "valkey.image.repository=" + VALKEY.rpartition(":")[0],
+    "valkey.image.tag=" + VALKEY.rpartition(":")[2],
+    "valkey.image.pullPolicy=Never",
+    "valkey.command={redis-server}",
+    "valkey.persistence.enabled=false",  # the cluster has no storage
+)
+TEXT = "Every lorry that comes to the toll house shows its pass, and then the road is free."
 
 
 class Release:
@@ -75,3 +88,54 @@ def namespace_for(cluster: Pods, name: str) -> None:
             },
         }
     )
+
+
+def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """One of our resources."""
+    return {
+        "apiVersion": "tollhouse.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def slow_route(name: str, pause: str) -> list[dict[str, Any]]:
+    """A Provider that says TEXT with so long a pause between its pieces, and its ``load/NAME``."""
+    mock = {"reply": "Text", "text": TEXT, "chunkDelay": pause}
+    targets = [{"provider": {"name": name}}]
+    return [
+        resource("Provider", name, {"type": "Mock", "mock": mock}),
+        resource("ModelRoute", name, {"models": [f"load/{name}"], "targets": targets}),
+    ]
+
+
+def caller(image: str, command: Sequence[str], secret: str, scripts: str = "") -> dict[str, Any]:
+    """A pod's spec that Pod Security ``restricted`` lets in, with the key of ``secret`` in its
+    environment and the ConfigMap ``scripts``, where it names one, in ``/NAME``."""
+    container: dict[str, Any] = {
+        "name": "caller",
+        "image": image,
+        "imagePullPolicy": "Never",
+        "command": list(command),
+        "envFrom": [{"secretRef": {"name": secret}}],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+    }
+    if scripts:
+        spec["volumes"] = [{"name": "scripts", "configMap": {"name": scripts}}]
+        container["volumeMounts"] = [{"name": "scripts", "mountPath": f"/{scripts}"}]
+    return spec

@@ -98,7 +98,8 @@ def connect(url: str, environ: Mapping[str, str]) -> "Redis | RedisCluster":
     the URL: there may be a password in it.
     """
     try:
-        parts = urlsplit(url.replace("valkeys://", "rediss://", 1).replace("valkey", "redis", 1))
+        # The scheme alone: a host may be called valkey too.
+        parts = urlsplit(f"redis{url[6:]}" if url.startswith("valkey") else url)
         scheme, _, mode = parts.scheme.partition("+")
         known = scheme in {"redis", "rediss"} and mode in {"", "sentinel", "cluster"}
         if not known and parts.scheme != "unix":
