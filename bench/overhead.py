@@ -46,7 +46,7 @@ def resident_mib(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-async def load(port: int, requests: int, *, stream: bool) -> list[float]:
+async def load(port: int, requests: int, *, stream: bool, key: str = g.KEY) -> list[float]:
     """Seconds of each request."""
     body = {
         "model": "up/m",
@@ -55,7 +55,7 @@ async def load(port: int, requests: int, *, stream: bool) -> list[float]:
     }
     took = []
     connector = aiohttp.TCPConnector(limit=0)
-    headers = {"Authorization": f"Bearer {g.KEY}"}
+    headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
         async def caller() -> None:

@@ -65,6 +65,13 @@ def serve(
             help="Where counters live: memory, or a redis:// URL (rediss, +sentinel, +cluster).",
         ),
     ] = MEMORY_STORE,
+    ledger: Annotated[
+        str,
+        typer.Option(
+            envvar="TOLLHOUSE_LEDGER",
+            help="log: one `usage` event among the log lines for each request that was sent; none.",
+        ),
+    ] = "none",
     store_scope: Annotated[
         str,
         typer.Option(
@@ -167,6 +174,8 @@ def serve(
         raise _fail("--tls-cert and --tls-key go together")
     if denied_model_status not in (400, 403):
         raise _fail("--denied-model-status is 403 or 400")
+    if ledger not in ("none", "log"):
+        raise _fail("--ledger is log or none")
     if store != MEMORY_STORE and not _STORE_URL.match(store):
         raise _fail("--store takes memory, or a redis://, rediss:// or unix:// URL")
     if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", store_scope):
@@ -184,6 +193,7 @@ def serve(
         ops_host=host if ops_host is None else ops_host,
         ops_port=ops_port,
         store=store,
+        ledger=ledger,
         store_scope=store_scope,
         store_timeout=store_timeout,
         lease=lease,

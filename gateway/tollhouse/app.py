@@ -13,11 +13,13 @@ import structlog
 
 from tollhouse import __version__, ops, telemetry
 from tollhouse.errors import ConfigError
+from tollhouse.limits import Limits, plan
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
 from tollhouse.settings import Settings
 from tollhouse.source import Source, Update
+from tollhouse.store import open_store
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.tls import Certificate
 from tollhouse.upstream import Upstream
@@ -48,7 +50,9 @@ class App:
         self._metrics = Metrics()
         self._tracer = Tracer()
         self._upstream = Upstream(self._metrics, self._tracer)
-        self._proxy = Proxy(settings, self._upstream, self._metrics, self._tracer)
+        self._store = open_store(settings, self._metrics)
+        self._limits = Limits(self._store, self._metrics)
+        self._proxy = Proxy(settings, self._upstream, self._limits, self._metrics, self._tracer)
         self._configured = asyncio.Event()
         self._swapped = asyncio.Event()
         self._stop = asyncio.Event()
@@ -71,12 +75,14 @@ class App:
             async with tasks:
                 following = tasks.create_task(source.run(self._apply, self._report))
                 housekeeping = tasks.create_task(self._housekeeping())
+                counting = tasks.create_task(self._store.run())
                 try:
                     if await self._until_configured():
                         await self._serve(stack)
                 finally:
                     following.cancel()
                     housekeeping.cancel()
+                    counting.cancel()
         log.info("stopped", port=settings.port)
 
     async def _source(self, stack: AsyncExitStack) -> Source:
@@ -184,7 +190,8 @@ class App:
             if self._proxy.table is not None:
                 snapshot = self._proxy.table.snapshot
                 await self._upstream.keep(snapshot)
-                self._metrics.keep(snapshot.routes.keys() | snapshot.providers.keys())
+                names = plan.names(snapshot)
+                self._metrics.keep(snapshot.routes.keys() | snapshot.providers.keys() | names)
 
     def _handle_signals(self, source: Source) -> None:
         loop = asyncio.get_running_loop()
@@ -202,14 +209,25 @@ class App:
     async def _open_ops(self, stack: AsyncExitStack) -> None:
         settings = self._settings
         port = await stack.enter_async_context(
-            ops.serving(settings.ops_host, settings.ops_port, self._state, telemetry.exposition)
+            ops.serving(
+                settings.ops_host,
+                settings.ops_port,
+                self._state,
+                telemetry.exposition,
+                spend=self._spend,
+            )
         )
         log.info("started", version=__version__, ops_port=port)
 
     async def _close(self) -> None:
         async with asyncio.timeout(_CLOSE_SECONDS):
+            await self._store.close()
             await self._upstream.close()
             await asyncio.to_thread(self._tracer.stop)
+
+    async def _spend(self) -> list[dict[str, Any]]:
+        table = self._proxy.table
+        return await self._limits.spend(table.snapshot) if table is not None else []
 
     def _counts(self) -> dict[str, int]:
         table = self._proxy.table

@@ -17,10 +17,11 @@ import msgspec
 
 from tollhouse.compiling import known
 from tollhouse.compiling.caller import KEY_NAME, PREVIOUS_DIGESTS, Caller, compile_caller
+from tollhouse.compiling.limits import Attachments, compile_budget, compile_policy
 from tollhouse.compiling.names import Claims, Names, Namespaces
 from tollhouse.compiling.provider import compile_provider
 from tollhouse.compiling.route import Upstreams, check_select, compile_route, known_models
-from tollhouse.findings import Condition, Finding, Reason, conditions, refused, warning
+from tollhouse.findings import Condition, Finding, Reason, conditions, refused
 from tollhouse.resources import (
     Provider,
     Ref,
@@ -68,21 +69,28 @@ def compile_snapshot(resources: Resources, day: date = known.DAY) -> Compiled:
     Findings are about the five kinds, and about Secrets and ConfigMaps that cannot be read.
     """
     findings = [finding for it in resources.refused for finding in _refused(it)]
-    upstreams = _upstreams(resources, day, findings)
-    routes = _routes(resources, upstreams, findings)
+    policies, budgets = _living(resources.policies), _living(resources.budgets)
+    attachments = Attachments(policies, budgets)
+    upstreams = _upstreams(resources, day, attachments, findings)
+    routes = _routes(resources, upstreams, attachments, findings)
     names = Names(routes)
     _check_selects(resources, routes, findings)
-    keys = _keys(resources, names, findings)
-    for policy in (*_living(resources.policies), *_living(resources.budgets)):
-        message = "accepted, but this version does not enforce limits and budgets yet"
-        findings.append(warning(policy, "spec", Reason.NOT_ENFORCED, message))
+    keys = _keys(resources, names, attachments, findings)
+    compiled_policies = [compile_policy(it, resources, findings) for it in policies]
+    compiled_budgets = [compile_budget(it, resources, findings) for it in budgets]
     tables = known_models(routes, upstreams)
     providers = [
         msgspec.structs.replace(it, known=tables[it.id]) if it.id in tables else it
         for it in upstreams.usable.values()
     ]
     return Compiled(
-        snapshot=Snapshot.of(providers=providers, routes=routes, keys=keys),
+        snapshot=Snapshot.of(
+            providers=providers,
+            routes=routes,
+            keys=keys,
+            policies=compiled_policies,
+            budgets=compiled_budgets,
+        ),
         findings=tuple(sorted(findings, key=_about)),
     )
 
@@ -96,14 +104,17 @@ def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
     )
 
 
-def _upstreams(resources: Resources, day: date, findings: list[Finding]) -> Upstreams:
+def _upstreams(
+    resources: Resources, day: date, attachments: Attachments, findings: list[Finding]
+) -> Upstreams:
     usable: dict[Ref, Upstream] = {}
     broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
     for resource in _living(resources.providers):
         found: list[Finding] = []
         upstream = compile_provider(resource, resources, found)
         if upstream is not None:
-            usable[resource.ref] = upstream
+            policies = attachments.within(resource.metadata.namespace).policies(resource)
+            usable[resource.ref] = msgspec.structs.replace(upstream, policies=policies)
         else:
             broken.add(resource.ref)
         findings += found
@@ -111,12 +122,17 @@ def _upstreams(resources: Resources, day: date, findings: list[Finding]) -> Upst
     return Upstreams(usable, timeouts, frozenset(broken), day)
 
 
-def _routes(resources: Resources, upstreams: Upstreams, findings: list[Finding]) -> list[Route]:
+def _routes(
+    resources: Resources, upstreams: Upstreams, attachments: Attachments, findings: list[Finding]
+) -> list[Route]:
     """The routes in force, by namespace and name. The older of two that claim one name wins."""
     namespaces, claims = Namespaces(resources), Claims()
     for resource in sorted(_living(resources.routes), key=age):
         found: list[Finding] = []
         route = compile_route(resource, upstreams, namespaces, found)
+        if route is not None:
+            policies = attachments.within(resource.metadata.namespace).policies(resource)
+            route = msgspec.structs.replace(route, policies=policies)
         conflict = claims.claim(route) if route is not None else None
         if conflict is not None:
             name, older = conflict
@@ -138,14 +154,18 @@ def _check_selects(resources: Resources, routes: list[Route], findings: list[Fin
             check_select(resources.routes[it.namespace, it.name], names, findings)
 
 
-def _keys(resources: Resources, names: Names, findings: list[Finding]) -> dict[str, Key]:
+def _keys(
+    resources: Resources, names: Names, attachments: Attachments, findings: list[Finding]
+) -> dict[str, Key]:
     """The callers by digest. The older of two ApiKeys with the same key has it; a current key
     always goes before one that was rotated away."""
     keys: dict[str, Key] = {}
     callers: list[Caller] = []
     for resource in sorted(_living(resources.api_keys), key=age):
         found: list[Finding] = []
-        caller = compile_caller(resource, resources, names, found)
+        caller = compile_caller(
+            resource, resources, names, attachments.within(resource.metadata.namespace), found
+        )
         if caller.current in keys:
             message = f"the ApiKey {keys[caller.current].id}, {_first(resource)}, has the same key"
             found = [refused(resource, "spec.secretName", Reason.CONFLICT, message)]

@@ -14,6 +14,7 @@
         ├── StatusError          answered with an error status
         ├── BrokenAnswer         the answer ended early or is not what the protocol says
         ├── Saturated            ``maxConcurrent`` requests are with this provider already
+        ├── Limited              a limit on this provider refuses the request
         └── NoTarget             the route has no target that could be tried
 
 Exceptions of libraries are mapped to these once, where they enter: aiohttp's in ``transport`` and
@@ -93,6 +94,7 @@ KINDS: Mapping[str, Kind] = {
     "tokens_limit": _LIMIT,
     "concurrency_limit": _LIMIT,
     "budget_exceeded": Kind(429, "rate_limit_exceeded", False),
+    "limits_unavailable": Kind(503, "internal_error"),
     "provider_rate_limit": _LIMIT,
     "internal_error": Kind(500, "internal_error"),
     "provider_error": _UPSTREAM,
@@ -177,6 +179,16 @@ class BrokenAnswer(UpstreamError):
 
 class Saturated(UpstreamError):
     outcome = "saturated"
+
+
+class Limited(UpstreamError):
+    """``refusal`` is what the caller is told when no other target is left."""
+
+    outcome = "limited"
+
+    def __init__(self, refusal: RequestError) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
 
 
 class NoTarget(UpstreamError):

@@ -5,16 +5,20 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from decimal import Decimal
 from typing import TypeVar
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, StreamReader, web
 
 from tollhouse import failures
-from tollhouse.api import envelope, sse
+from tollhouse.api import cost, envelope, sse
 from tollhouse.binary import Binary
 from tollhouse.errors import RequestError, UpstreamError
+from tollhouse.limits import Ticket
+from tollhouse.routing import Resolution
 from tollhouse.settings import Settings
+from tollhouse.snapshot import Key
 from tollhouse.stream import Stream
 from tollhouse.upstream import Trail
 from tollhouse.waiting import Watchdog
@@ -55,6 +59,10 @@ class Exchange:
         self.started = time.monotonic()
         self.id = _request_id(request.headers)
         self.trail = Trail()
+        self.caller: Key | None = None
+        self.resolution: Resolution | None = None
+        self.searches = 0
+        self.ticket: Ticket | None = None
         self.route = "none"
         self.status = 0
         self.code = "ok"
@@ -313,6 +321,13 @@ class Exchange:
             self.request.transport.abort()
         return self._head()
 
+    def cost(self) -> Decimal | None:
+        """USD that the answer cost; None where nobody knows, or where none was charged for."""
+        resolution, target = self.resolution, self.trail.target
+        if resolution is None or target is None:
+            return None
+        return cost.of(self.trail.usage, cost.pricing_of(resolution.route, target), self.searches)
+
     def overhead(self) -> float:
         """Seconds up to the answer's first byte that were not spent waiting for a provider."""
         until = self._answered if self._answered is not None else time.monotonic()
@@ -333,6 +348,8 @@ class Exchange:
     def _headers(self) -> dict[str, str]:
         headers = {"Server": "tollhouse", "x-request-id": self.id}
         trail = self.trail
+        if self.ticket is not None:
+            headers |= self.ticket.headers
         # A head that goes out before any provider has answered cannot say which one will.
         if trail.provider is not None and self._answered is not None:
             headers["x-tollhouse-provider"] = trail.provider.name

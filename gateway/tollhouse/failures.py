@@ -3,6 +3,7 @@
 from typing import Any
 
 from tollhouse.errors import (
+    Limited,
     NoTarget,
     RequestError,
     Saturated,
@@ -23,6 +24,8 @@ def answer_for(
     error: UpstreamError, route: Route, provider: Provider | None, attempts: int
 ) -> RequestError:
     """The answer for the last ``error`` of a request; ``provider`` is the one that caused it."""
+    if isinstance(error, Limited):
+        return error.refusal
     if provider is None or isinstance(error, NoTarget):
         return RequestError(
             "no_healthy_target",

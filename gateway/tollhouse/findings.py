@@ -39,6 +39,9 @@ class Reason(StrEnum):
     NO_CREDENTIALS = "NoCredentials"
     UNKNOWN_PRICE = "UnknownPrice"
     NO_MATCHING_ROUTE = "NoMatchingRoute"
+    TARGET_NOT_FOUND = "TargetNotFound"
+    NOTHING_SELECTED = "NothingSelected"
+    DUPLICATE_LIMIT = "DuplicateLimit"
     INVALID_ANNOTATION = "InvalidAnnotation"
 
 
@@ -114,11 +117,11 @@ class Condition:
 def conditions(kind: str, findings: Iterable[Finding]) -> tuple[Condition, ...]:
     """The conditions of one object, from all findings about it.
 
-    RateLimitPolicies and Budgets name nothing that must exist, so they have no ResolvedRefs.
+    Budgets name nothing that must exist, so they have no ResolvedRefs.
     """
     about = tuple(findings)
     accepted = _condition("Accepted", Reason.ACCEPTED, "The spec is valid.", about)
-    if kind in ("RateLimitPolicy", "Budget"):
+    if kind == "Budget":
         return (accepted,)
     resolved = _condition("ResolvedRefs", Reason.RESOLVED_REFS, "All that it names exists.", about)
     if accepted.reason is Reason.INVALID and resolved.status == "True":

@@ -1,9 +1,11 @@
 """The second port: probes, metrics, and which configuration is in force. Never the callers'."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -24,12 +26,20 @@ class State:
     problem: str | None
 
 
+Spend = Callable[[], Awaitable[list[dict[str, Any]]]]
+"""Every budget, with what was spent of it."""
+
+
 @asynccontextmanager
 async def serving(
-    host: str, port: int, state: Callable[[], State], exposition: Callable[[], bytes]
+    host: str,
+    port: int,
+    state: Callable[[], State],
+    exposition: Callable[[], bytes],
+    spend: Spend | None = None,
 ) -> AsyncIterator[int]:
     """The second port, open; gives its number. Raises ConfigError when it cannot be opened."""
-    runner = web.AppRunner(application(state, exposition), access_log=None)
+    runner = web.AppRunner(application(state, exposition, spend), access_log=None)
     await runner.setup()
     try:
         try:
@@ -43,8 +53,10 @@ async def serving(
         await runner.cleanup()
 
 
-def application(state: Callable[[], State], exposition: Callable[[], bytes]) -> web.Application:
-    """``/livez``, ``/readyz``, ``/metrics`` and ``/config``."""
+def application(
+    state: Callable[[], State], exposition: Callable[[], bytes], spend: Spend | None = None
+) -> web.Application:
+    """``/livez``, ``/readyz``, ``/metrics`` and ``/config``; with ``spend`` also ``/spend``."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -73,6 +85,12 @@ def application(state: Callable[[], State], exposition: Callable[[], bytes]) -> 
             }
         )
 
+    async def spending(_: web.Request) -> web.Response:
+        """Every budget with what was spent of it: amounts in USD, as decimal strings."""
+        found = await spend() if spend is not None else []
+        body = msgspec.json.encode({"budgets": found})
+        return web.Response(body=body, content_type="application/json")
+
     app = web.Application()
     app.add_routes(
         [
@@ -82,4 +100,6 @@ def application(state: Callable[[], State], exposition: Callable[[], bytes]) -> 
             web.get("/config", config),
         ]
     )
+    if spend is not None:
+        app.add_routes([web.get("/spend", spending)])
     return app

@@ -1,7 +1,7 @@
 """One request, from its head to the last byte of its answer.
 
-auth → parse → resolve the model → upstream → body or stream back → telemetry. The routing table is
-read once, at the start: a reload in mid-request changes nothing for it.
+auth → parse → resolve the model → limits → upstream → body or stream back → settlement → telemetry.
+The routing table is read once, at the start: a reload in mid-request changes nothing for it.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from tollhouse.api.usage import Usage
 from tollhouse.endpoints import Context, Endpoint, chat, models, openapi, passthrough, responses
 from tollhouse.errors import RequestError
 from tollhouse.exchange import Exchange, Held
+from tollhouse.limits import Limits, ledger
 from tollhouse.routing import Table
 from tollhouse.settings import Settings
 from tollhouse.snapshot import Key
@@ -54,7 +55,12 @@ class Proxy:
     """
 
     def __init__(
-        self, settings: Settings, upstream: Upstream, metrics: Metrics, tracer: Tracer
+        self,
+        settings: Settings,
+        upstream: Upstream,
+        limits: Limits,
+        metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         self.table: Table | None = None
         self.draining = False
@@ -62,8 +68,10 @@ class Proxy:
         self._under_way: set[asyncio.Task[object]] = set()
         self._settings = settings
         self._upstream = upstream
+        self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
+        self._ledger = ledger.writer(settings.ledger)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request; nothing is raised but cancellation when the caller has gone."""
@@ -104,6 +112,7 @@ class Proxy:
         finally:
             self._under_way.discard(task)
             self._metrics.in_flight.dec()
+            self._settle(exchange)
             exchange.close()
             self._record(exchange)
 
@@ -137,7 +146,39 @@ class Proxy:
             caller = ANONYMOUS
         else:
             caller = auth.identify(exchange.request.headers, table.snapshot, time.time())
-        return Context(self._settings, self._upstream, self._tracer, table, caller)
+        exchange.caller = caller
+        return Context(self._settings, self._upstream, self._tracer, self._limits, table, caller)
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Count what the request used of its limits, however it ended."""
+        ticket, trail = exchange.ticket, exchange.trail
+        if ticket is None and self._ledger is None:
+            return
+        unknown = trail.usage is None and trail.charged
+        try:
+            spent = exchange.cost()
+        except ArithmeticError:
+            # A price that is no number, which no compiler lets through: what the request holds
+            # has to go all the same.
+            spent = None
+        if ticket is not None:
+            self._limits.settle(ticket, trail.usage, spent, unknown=unknown)
+        if self._ledger is not None and exchange.caller is not None and trail.attempts:
+            self._ledger(
+                ledger.event(
+                    request_id=exchange.id,
+                    caller=exchange.caller,
+                    route=exchange.route,
+                    provider=trail.provider,
+                    model=trail.model,
+                    status=exchange.status,
+                    code=exchange.code,
+                    seconds=time.monotonic() - exchange.started,
+                    usage=trail.usage,
+                    spent=spent,
+                    estimated=unknown,
+                )
+            )
 
     def _record(self, exchange: Exchange) -> None:
         metrics, trail = self._metrics, exchange.trail

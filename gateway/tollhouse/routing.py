@@ -217,10 +217,12 @@ class Table:
             for target in route.targets
         )
         caps = [_cap(caller, name, route) for route, name, _ in same]
+        # What limits the choice itself limits whatever it comes to.
+        policies = tuple(sorted({*asked.policies, *first.policies}))
         return Resolution(
             requested=asked.models[0],
             model=model,
-            route=msgspec.structs.replace(first, targets=targets),
+            route=msgspec.structs.replace(first, targets=targets, policies=policies),
             matched=matched,
             max_tokens=min((cap for cap in caps if cap is not None), default=None),
         )

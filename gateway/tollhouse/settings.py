@@ -24,6 +24,7 @@ class Settings:
     port: int = 8080
     ops_host: str = "127.0.0.1"
     ops_port: int = 9090
+    ledger: str = "none"
     store: str = field(default=MEMORY_STORE, repr=False)
     store_scope: str = "default"
     store_timeout: float = 0.1

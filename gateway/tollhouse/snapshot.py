@@ -5,7 +5,7 @@ pieces named after a hash of what they hold, so that one changed object changes 
 *index* lists the shards with their digests; the digest of the whole is computed from those.
 
 Units: every duration is in seconds, every price is a decimal string in USD (see ``Pricing``), every
-instant is seconds since the Unix epoch.
+amount of money is whole nano-USD (10⁻⁹ USD), every instant is seconds since the Unix epoch.
 
 Compatibility: fields may be added with a default in any release, and readers ignore fields and
 enumeration words they do not know, so both directions work within one minor version. ``FORMAT``
@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.allowance import Allowance, Budget, Limit, Policy
 from tollhouse.errors import SnapshotError
 
 FORMAT = 1
@@ -149,7 +150,7 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``known`` is for wildcard routes: models by the provider's own lower-case names, where a
     trailing ``*`` matches any rest. ``responses_native`` says that it answers ``/responses``
-    itself; elsewhere it is sent chat completions.
+    itself; elsewhere it is sent chat completions. ``policies`` are ids in ``Snapshot.policies``.
     """
 
     namespace: str
@@ -164,6 +165,7 @@ class Provider(msgspec.Struct, frozen=True, omit_defaults=True):
     mock: Mock | None = None
     known: dict[str, KnownModel] = {}
     responses_native: bool = False
+    policies: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -225,6 +227,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     ``models`` holds the canonical id first; a trailing ``*`` matches any rest. ``shared_with``
     lists the namespaces whose keys may call the route; None means every namespace. ``families``
     are patterns of bare names that a wildcard route serves too: ``claude*`` of ``anthropic/*``.
+    ``policies`` are ids in ``Snapshot.policies``.
     """
 
     namespace: str
@@ -239,6 +242,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     shared_with: tuple[str, ...] | None = None
     select: Select | None = None
     families: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -250,6 +254,7 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
 
     One ApiKey has an entry per digest that is valid: two while a rotation overlaps, the older one
     with ``valid_until`` set. ``allowed_models`` None means every route shared with the namespace.
+    ``limits`` and ``budget`` are its own; ``policies`` and ``budgets`` are ids in the snapshot.
     """
 
     namespace: str
@@ -262,6 +267,10 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     valid_until: float | None = None
     disabled: bool = False
     tags: dict[str, str] = {}
+    limits: tuple[Limit, ...] = ()
+    budget: Allowance | None = None
+    policies: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -269,11 +278,13 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One encoded piece: either providers and routes by id, or keys by digest (hex)."""
+    """One encoded piece: keys by digest (hex), or anything else by id."""
 
     providers: dict[str, Provider] = {}
     routes: dict[str, Route] = {}
     keys: dict[str, Key] = {}
+    policies: dict[str, Policy] = {}
+    budgets: dict[str, Budget] = {}
 
 
 class ShardRef(msgspec.Struct, frozen=True):
@@ -297,12 +308,17 @@ class Snapshot(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
     routes: dict[str, Route]
     key_shards: tuple[dict[str, Key], ...]
+    policies: dict[str, Policy] = {}
+    budgets: dict[str, Budget] = {}
 
     @staticmethod
     def of(
         providers: Iterable[Provider] = (),
         routes: Iterable[Route] = (),
         keys: Mapping[str, Key] | None = None,
+        *,
+        policies: Iterable[Policy] = (),
+        budgets: Iterable[Budget] = (),
     ) -> "Snapshot":
         """A snapshot of these parts; ``keys`` maps SHA-256 digests (hex) to callers."""
         buckets: tuple[dict[str, Key], ...] = tuple({} for _ in range(KEY_SHARDS))
@@ -312,6 +328,8 @@ class Snapshot(msgspec.Struct, frozen=True):
             providers={provider.id: provider for provider in providers},
             routes={route.id: route for route in routes},
             key_shards=buckets,
+            policies={policy.id: policy for policy in policies},
+            budgets={budget.id: budget for budget in budgets},
         )
 
     def key(self, digest: str) -> Key | None:
@@ -339,13 +357,20 @@ def shards(snapshot: Snapshot) -> dict[str, bytes]:
     The same snapshot always gives the same bytes.
     """
     pieces: dict[str, Shard] = {}
-    config = tuple(Shard(providers={}, routes={}) for _ in range(CONFIG_SHARDS))
+    empty = Shard()
+    config = tuple(
+        Shard(providers={}, routes={}, policies={}, budgets={}) for _ in range(CONFIG_SHARDS)
+    )
     for provider in snapshot.providers.values():
         config[_config_bucket(provider.id)].providers[provider.id] = provider
     for route in snapshot.routes.values():
         config[_config_bucket(route.id)].routes[route.id] = route
+    for policy in snapshot.policies.values():
+        config[_config_bucket(policy.id)].policies[policy.id] = policy
+    for budget in snapshot.budgets.values():
+        config[_config_bucket(budget.id)].budgets[budget.id] = budget
     for number, shard in enumerate(config):
-        if shard.providers or shard.routes:
+        if shard != empty:
             pieces[f"config-{number}"] = shard
     for number, keys in enumerate(snapshot.key_shards):
         if keys:
@@ -443,9 +468,13 @@ class Assembler:
 def _join(pieces: Mapping[str, Shard]) -> Snapshot:
     providers: dict[str, Provider] = {}
     routes: dict[str, Route] = {}
+    policies: dict[str, Policy] = {}
+    budgets: dict[str, Budget] = {}
     for shard in pieces.values():
         providers |= shard.providers
         routes |= shard.routes
+        policies |= shard.policies
+        budgets |= shard.budgets
     empty: dict[str, Key] = {}
     return Snapshot(
         providers=providers,
@@ -454,6 +483,8 @@ def _join(pieces: Mapping[str, Shard]) -> Snapshot:
             pieces[f"keys-{number}"].keys if f"keys-{number}" in pieces else empty
             for number in range(KEY_SHARDS)
         ),
+        policies=policies,
+        budgets=budgets,
     )
 
 

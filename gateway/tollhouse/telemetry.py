@@ -93,6 +93,24 @@ class Metrics:
             ["route", "direction"],
             registry=registry,
         )
+        limited = Counter(
+            "tollhouse_limited",
+            "Requests refused by a limit or a budget, by its name and the error code.",
+            ["limit", "code"],
+            registry=registry,
+        )
+        budget_warnings = Counter(
+            "tollhouse_budget_warnings",
+            "Requests admitted while a budget was used up to a percentage at which it warns.",
+            ["budget", "percent"],
+            registry=registry,
+        )
+        unpriced = Counter(
+            "tollhouse_unpriced_requests",
+            "Requests under a budget whose cost nobody knows, and which it was not charged for.",
+            ["route"],
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "tollhouse_in_flight_requests",
             "Requests between their head and the last byte of their answer.",
@@ -129,7 +147,10 @@ class Metrics:
             registry=registry,
         )
         self.store_decisions: Callable[[str], Counter] = functools.cache(store_decisions.labels)
-        named = (requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens)
+        named = (
+            *(requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens),
+            *(limited, budget_warnings, unpriced),
+        )
         by_name = {metric: _Series(metric) for metric in named}
         self._series = tuple(by_name.values())
         self.requests: Callable[[str, int, str], Counter] = by_name[requests].child
@@ -139,9 +160,13 @@ class Metrics:
         self.passed_over: Callable[[str], Gauge] = by_name[passed_over].child
         self.tokens: Callable[[str, str], Counter] = by_name[tokens].child
         self.estimated_tokens: Callable[[str, str], Counter] = by_name[estimated_tokens].child
+        self.limited: Callable[[str, str], Counter] = by_name[limited].child
+        self.budget_warnings: Callable[[str, str], Counter] = by_name[budget_warnings].child
+        self.unpriced: Callable[[str], Counter] = by_name[unpriced].child
 
     def keep(self, objects: Collection[str]) -> None:
-        """Forget the series of routes and providers (namespace/name) that are not among these.
+        """Forget the series of routes and providers (namespace/name), of limits and budgets (by
+        their names) that are not among these.
 
         Words that name no object, such as ``models`` for the catalogue, stay. Processes that share
         their series keep them until they end: the library cannot take one out of a shared file.

@@ -22,6 +22,7 @@ from tollhouse.binary import Binary
 from tollhouse.errors import (
     BrokenAnswer,
     ConnectError,
+    Limited,
     NoTarget,
     Saturated,
     StatusError,
@@ -74,13 +75,16 @@ class Call:
     trace: Context | None
     started: float
     """When the request came in, on the clock of ``time.monotonic``: ``total`` counts from here."""
+    enter: Callable[[Provider], Awaitable[None]] | None = None
+    """Asked before each attempt, where a provider of the route has limits; raises Limited."""
 
 
 @dataclass(slots=True)
 class Trail:
     """What happened on the way: kept for headers, errors and telemetry, also when all failed.
 
-    ``waited`` is the time spent waiting for providers, in seconds.
+    ``waited`` is the time spent waiting for providers, in seconds; ``charged`` says that the last
+    one may charge for the request: it was sent, and no failure is known.
     """
 
     attempts: int = 0
@@ -90,6 +94,7 @@ class Trail:
     model: str = ""
     usage: Usage | None = None
     failure: UpstreamError | None = None
+    charged: bool = False
 
 
 class _Attempt:
@@ -129,6 +134,7 @@ class _Attempt:
         begun = time.monotonic()
         try:
             outgoing = self._outgoing(model)
+            trail.charged = True
             transport = self._upstream.transport(provider)
             answer = await self._patience.first_byte(
                 transport.send(provider, outgoing, self.target.timeouts.connect)
@@ -336,9 +342,12 @@ class Upstream:
                 await asyncio.sleep(pause)
             attempt = _Attempt(self, call, trail, target, provider)
             try:
+                if call.enter is not None:
+                    await call.enter(provider)
                 return await attempt.run(finish)
             except UpstreamError as error:
                 trail.failure = error
+                trail.charged = False
         raise trail.failure or NoTarget("no target of this route is in the snapshot")
 
     def _plan(
@@ -411,7 +420,7 @@ class Upstream:
 def _may_go_on(error: UpstreamError, retries: Retries) -> bool:
     """Whether another attempt, here or elsewhere, can help and the route wants it."""
     on = retries.on
-    if isinstance(error, Saturated):
+    if isinstance(error, Saturated | Limited):
         return True
     if isinstance(error, ConnectError | BrokenAnswer):
         return "Connect" in on
@@ -431,7 +440,7 @@ def _may_go_on(error: UpstreamError, retries: Retries) -> bool:
 
 def _is_hopeless(error: UpstreamError) -> bool:
     """Whether the same target would only say the same again."""
-    return isinstance(error, Saturated) or (
+    return isinstance(error, Saturated | Limited) or (
         isinstance(error, StatusError) and error.status in _MISCONFIGURED
     )
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from tollhouse.compile import Compiled
-from tollhouse.findings import Finding, Reason, conditions
+from tollhouse.findings import Finding, conditions
 from tollhouse.resources import KINDS, ApiKey, Resource, Resources, SecretObject
 from tollhouse_operator import rotation
 from tollhouse_operator.fleet import Census
@@ -36,7 +36,6 @@ NO_GATEWAYS_SECONDS = 10.0
 """How long there must be no gateway before objects that were live say so."""
 _BATCH = 200
 _NOTHING = Desired("", 0, (), {})
-_UNENFORCED = ("RateLimitPolicy", "Budget")
 
 _State = tuple[str, int, bool, tuple[Finding, ...]]
 
@@ -209,7 +208,7 @@ class Judgement:
             if self._making_key(standing.resource.ref):
                 return _NOTHING  # and judged again as soon as it is made
             compiled = self._with_trouble(standing.resource, compiled)
-        live = self._programmed(key, standing, accepted, present, census)
+        live = self._programmed(standing, accepted, present, census)
         well = all(one.status == "True" for one in compiled)
         if live.reason == "Pending":
             self._unsettled.add(key)
@@ -226,13 +225,8 @@ class Judgement:
         return Desired(uid, generation, tuple(found), fields)
 
     def _programmed(
-        self, key: Key, standing: _Standing, accepted: bool, present: bool, census: Census
+        self, standing: _Standing, accepted: bool, present: bool, census: Census
     ) -> Condition:
-        if key[0] in _UNENFORCED and accepted:
-            return Condition(
-                PROGRAMMED, "False", str(Reason.NOT_ENFORCED),
-                f"This version of Tollhouse does not enforce a {key[0]}",
-            )  # fmt: skip
         return programmed(
             Placement(accepted, present, standing.number, standing.settled, self._obstacle), census
         )
@@ -282,6 +276,8 @@ def _in_snapshot(compiled: Compiled) -> set[Key]:
     snapshot = compiled.snapshot
     found: set[Key] = {("Provider", one.namespace, one.name) for one in snapshot.providers.values()}
     found |= {("ModelRoute", one.namespace, one.name) for one in snapshot.routes.values()}
+    found |= {("RateLimitPolicy", one.namespace, one.name) for one in snapshot.policies.values()}
+    found |= {("Budget", one.namespace, one.name) for one in snapshot.budgets.values()}
     found |= {
         ("ApiKey", one.namespace, one.name)
         for bucket in snapshot.key_shards

@@ -67,6 +67,7 @@ def readable(result: Compiled, objects: list[tuple[str, str, str]]) -> dict[str,
             "providers": snapshot["providers"],
             "routes": snapshot["routes"],
             "keys": dict(sorted(keys.items(), key=lambda item: (item[1]["name"], item[0]))),
+            **{name: snapshot[name] for name in ("policies", "budgets") if name in snapshot},
         },
         "status": {
             f"{kind} {namespace}/{name}": {

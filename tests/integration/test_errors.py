@@ -13,11 +13,13 @@ from prometheus_client import CollectorRegistry
 
 from support import gateway as g
 from support.gateway import Gateway
+from tollhouse.limits import Limits
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
 from tollhouse.settings import Settings
 from tollhouse.snapshot import Key, Mock, Pricing, Provider, Route, Snapshot, Target, key_digest
+from tollhouse.store.memory import MemoryStore
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.upstream import Upstream
 
@@ -214,7 +216,8 @@ async def test_a_fault_of_ours_is_an_internal_error(capsys: pytest.CaptureFixtur
     registry = CollectorRegistry()
     metrics, tracer = Metrics(registry), Tracer()
     upstream = Upstream(metrics, tracer)
-    proxy = Proxy(Settings(), upstream, metrics, tracer)
+    limits = Limits(MemoryStore(), metrics)
+    proxy = Proxy(Settings(), upstream, limits, metrics, tracer)
     proxy.table = Table(snapshot, "digest")
     server = Server(proxy.handle)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)

@@ -294,14 +294,22 @@ class TestStatus:
         found = until_condition(cluster, "modelroute", "base", place, "Programmed", "False")
         assert found["reason"] == "NoGateways"
 
-    def test_what_is_not_enforced_yet_says_so(
+    def test_policies_and_budgets_are_live_with_the_snapshot_that_holds_them(
         self, cluster: KubernetesCluster, place: str, operator: Operator
     ) -> None:
         budget = {"selector": {}, "amount": "10", "period": "Month"}
+        policy = {
+            "targetRefs": [{"kind": "ApiKey", "name": "nobody"}],
+            "limits": [{"name": "burst", "requests": 5, "per": "Minute"}],
+        }
         cluster.apply(_in(place, manifest("Budget", "team", budget)))
-        until_condition(cluster, "budget", "team", place, "Accepted", "True")
-        found = until_condition(cluster, "budget", "team", place, "Programmed", "False")
-        assert found["reason"] == "NotEnforced"
+        cluster.apply(_in(place, manifest("RateLimitPolicy", "few", policy)))
+        for kind, name in (("budget", "team"), ("ratelimitpolicy", "few")):
+            until_condition(cluster, kind, name, place, "Accepted", "True")
+            found = until_condition(cluster, kind, name, place, "Programmed", "False")
+            assert found["reason"] == "NoGateways"
+        found = until_condition(cluster, "ratelimitpolicy", "few", place, "ResolvedRefs", "False")
+        assert found["reason"] == "TargetNotFound"
 
     def test_a_status_is_written_once(
         self, cluster: KubernetesCluster, place: str, operator: Operator

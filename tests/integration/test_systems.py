@@ -15,6 +15,7 @@ from support import gateway as g
 from support.gateway import Gateway
 from support.systems import EXAMPLES, HELLO, TOOL, Example
 
+LIMITED_KEY = "sk-th-PLANTED-a-key-with-limits-of-the-tests"
 MODELS = ["openai/gpt-4o", "xai/grok-4", "openai/gpt-5", "openai/gpt-4o-mini"]
 
 
@@ -25,6 +26,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         folder,
         g.caller(modelAliases={"fast": "openai/gpt-4o-mini"}, maxTokens={"openai/capped": 100}),
         g.caller("narrow", g.OTHER_KEY, allowedModels=["openai/gpt-4o"]),
+        g.caller("limited", LIMITED_KEY, limits=[{"requests": 1, "per": "Day"}]),
         g.mock("echo"),
         g.mock("tools", toolCalls=[{"name": "get_weather", "arguments": '{"city":"Paris"}'}]),
         g.mock("busy", failWith={"status": 429}),
@@ -171,3 +173,15 @@ def test_each_documented_error(
     error = answer.json()["error"]
     assert {"message", "type", "param", "code"} <= set(error)
     assert (error["type"], error["code"]) == (kind, code)
+
+
+def test_a_limit_of_the_key_is_the_documented_429(gateway: Gateway) -> None:
+    body = {"model": "gpt-4o", "messages": HELLO}
+    assert post(gateway, body, LIMITED_KEY).status_code == 200
+    for stream in (False, True):
+        answer = post(gateway, {**body, "stream": stream}, LIMITED_KEY)
+        assert answer.status_code == 429
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_exceeded", "requests_limit")
+        assert {"message", "type", "param", "code"} <= set(error)
+        assert int(answer.headers["retry-after"]) >= 1

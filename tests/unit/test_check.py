@@ -59,8 +59,8 @@ def test_people_read_file_line_and_what_to_do(faulty: Path):
         "routes.yaml:13  error    ModelRoute ai/gpt-4o  ProviderNotFound: "
         "spec.targets[1].provider: the Provider ai/nowhere does not exist, "
         "so the target is left out\n"
-        "routes.yaml:18  warning  Budget ai/all  NotEnforced: "
-        "spec: accepted, but this version does not enforce limits and budgets yet\n"
+        "routes.yaml:18  warning  Budget ai/all  NothingSelected: "
+        "spec.selector: no ApiKeys in the namespace ai have these labels, so it limits nothing\n"
         "\n"
         "1 route, 1 provider, 0 keys: 2 errors, 1 warning"
     )

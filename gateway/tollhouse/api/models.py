@@ -4,7 +4,7 @@ Source of the list's format: the OpenAI API reference, "List models"; ``pricing`
 snapshot), ``context_window`` (tokens) and ``capabilities`` are the gateway's own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,8 +36,11 @@ def catalogue(routes: Iterable[Route]) -> bytes:
     return msgspec.json.encode({"object": "list", "providers": data})
 
 
-def key(caller: Key) -> bytes:
-    """The body of ``GET /v1/key``: what the caller's ApiKey says of itself. Null: no bound."""
+def key(caller: Key, bounds: Mapping[str, Any]) -> bytes:
+    """The body of ``GET /v1/key``: what the caller's ApiKey says of itself. Null: no bound.
+
+    ``bounds`` are its ``limits`` and ``budgets`` with what is left of them.
+    """
     ends = [it for it in (caller.expires_at, caller.valid_until) if it is not None]
     expires = datetime.fromtimestamp(min(ends), UTC).isoformat() if ends else None
     return msgspec.json.encode(
@@ -51,6 +54,7 @@ def key(caller: Key) -> bytes:
             "model_aliases": caller.model_aliases,
             "max_tokens": caller.max_tokens,
             "expires_at": expires,
+            **bounds,
         }
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tollhouse import snapshot as live
+from tollhouse.compiling.limits import Attached, allowance, key_limits
 from tollhouse.compiling.names import Names
 from tollhouse.findings import Finding, Reason, unresolved, warning
 from tollhouse.resources import ApiKey, Ref, Resources, SecretObject
@@ -34,13 +35,17 @@ class Caller:
 
 
 def compile_caller(
-    resource: ApiKey, resources: Resources, names: Names, found: list[Finding]
+    resource: ApiKey,
+    resources: Resources,
+    names: Names,
+    attached: Attached,
+    found: list[Finding],
 ) -> Caller:
     """The caller, and among ``found`` what there is to say about it."""
     ref = (resource.metadata.namespace, resource.spec.secret_name or resource.metadata.name)
     secret = resources.secrets.get(ref)
     caller = Caller(
-        key=_key(resource),
+        key=_key(resource, attached, found),
         current=_current(resource, ref, secret, found),
         previous=tuple(_previous(resource, secret, found)) if secret else (),
     )
@@ -51,7 +56,7 @@ def compile_caller(
     return caller
 
 
-def _key(resource: ApiKey) -> live.Key:
+def _key(resource: ApiKey, attached: Attached, found: list[Finding]) -> live.Key:
     spec = resource.spec
     return live.Key(
         namespace=resource.metadata.namespace,
@@ -63,6 +68,10 @@ def _key(resource: ApiKey) -> live.Key:
         expires_at=spec.expires_at.timestamp() if spec.expires_at else None,
         disabled=spec.disabled,
         tags=dict(spec.tags),
+        limits=key_limits(resource, found),
+        budget=allowance(spec.budget) if spec.budget is not None else None,
+        policies=attached.policies(resource),
+        budgets=attached.budgets(resource),
     )
 
 
@@ -123,19 +132,7 @@ def _instant(text: str) -> float:
 def _remarks(resource: ApiKey, names: Names) -> list[Finding]:
     """What an author should know about an ApiKey that works."""
     spec, namespace = resource.spec, resource.metadata.namespace
-    found = [
-        warning(
-            resource,
-            f"spec.{field}",
-            Reason.NOT_ENFORCED,
-            f"accepted, but this version does not {what} yet",
-        )
-        for field, given, what in (
-            ("limits", spec.limits, "enforce limits and budgets"),
-            ("budget", spec.budget, "enforce limits and budgets"),
-        )
-        if given
-    ]
+    found: list[Finding] = []
     lost = [
         (f"spec.allowedModels[{number}]", pattern)
         for number, pattern in enumerate(spec.allowed_models or ())

@@ -4,22 +4,28 @@ An endpoint reads its own kind of request, says what to send to whichever provid
 sends the answer back. Who calls, and by which table, has been settled before it is asked.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 
+import msgspec
 from aiohttp import web
 
-from tollhouse import failures
+from tollhouse import failures, limits
 from tollhouse.api import cost
 from tollhouse.api.additions import Origin
 from tollhouse.errors import RequestError, UpstreamError
 from tollhouse.exchange import Exchange
+from tollhouse.limits import Limits
 from tollhouse.routing import NOTHING, Conditions, Needs, Resolution, Table
 from tollhouse.settings import Settings
 from tollhouse.snapshot import Key, Route
 from tollhouse.telemetry import Tracer
 from tollhouse.upstream import Call, Compose, Upstream
+
+_WRITES = frozenset({"chat", "responses", "text_completion"})
+"""The operations whose answers are written in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Context:
     settings: Settings
     upstream: Upstream
     tracer: Tracer
+    limits: Limits
     table: Table
     caller: Key
 
@@ -53,12 +60,40 @@ class Context:
             error.status = self.settings.denied_model_status
         return error
 
-    def call(
-        self, exchange: Exchange, resolution: Resolution, operation: str, compose: Compose
+    async def call(
+        self,
+        exchange: Exchange,
+        resolution: Resolution,
+        operation: str,
+        compose: Compose,
+        fields: Mapping[str, msgspec.Raw],
+        *,
+        searches: int = 0,
     ) -> Call:
-        """A call to whichever target of the route answers; ``compose`` says what to send to it."""
-        exchange.route = resolution.route.id
+        """A call to whichever target of the route answers; ``compose`` says what to send to it.
+
+        Whatever limits the request has been asked then: raises RequestError when it may not pass.
+        ``fields`` are those of its body, {} for a form; ``searches`` the web searches to charge
+        where a provider does not count them.
+        """
+        route, snapshot = resolution.route, self.table.snapshot
+        exchange.route = route.id
+        exchange.resolution, exchange.searches = resolution, searches
         headers = exchange.request.headers
+        enter = None
+        if limits.concern(snapshot, self.caller, route):
+            ticket = exchange.ticket = await self.limits.admit(
+                limits.Asking(
+                    snapshot=snapshot,
+                    caller=self.caller,
+                    resolution=resolution,
+                    fields=fields,
+                    searches=searches,
+                    writes=operation in _WRITES,
+                )
+            )
+            if limits.on_providers(snapshot, route):
+                enter = partial(self.limits.enter, ticket)
         return Call(
             operation=operation,
             resolution=resolution,
@@ -66,6 +101,7 @@ class Context:
             headers=headers,
             trace=self.tracer.context(headers),
             started=exchange.started,
+            enter=enter,
         )
 
 

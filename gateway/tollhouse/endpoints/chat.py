@@ -48,7 +48,9 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
             searches=int(request.web_search),
         )
 
-    call = context.call(exchange, resolution, "chat", compose)
+    call = await context.call(
+        exchange, resolution, "chat", compose, request.fields, searches=int(request.web_search)
+    )
     snapshot = context.table.snapshot
     try:
         if request.stream:

@@ -35,6 +35,9 @@ async def public(context: Context, exchange: Exchange) -> web.StreamResponse:
 
 
 async def key(context: Context, exchange: Exchange) -> web.StreamResponse:
-    """What this key is and may do."""
+    """What this key is and may do, and what is left of its limits and budgets."""
     exchange.route = "key"
-    return exchange.whole(models.key(context.caller))
+    table, caller = context.table, context.caller
+    routes = table.visible(caller)
+    bounds = await context.limits.look(table.snapshot, caller, routes)
+    return exchange.whole(models.key(caller, bounds))

@@ -5,10 +5,11 @@ temporary file, so that memory stays flat and a retry or a fallback can send it 
 of it is here does the first attempt begin, so that a slow caller holds no provider's connection.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 
+import msgspec
 from aiohttp import web
 
 from tollhouse.api import forms, passthrough, shape
@@ -94,7 +95,9 @@ async def _answer_json(path: _Path, context: Context, exchange: Exchange) -> web
         return wire.json_request(request, path=path.path, provider=provider, model=model)
 
     hides_usage = completion and not request.wants_usage
-    return await _send(path, context, exchange, resolution, compose, hides_usage=hides_usage)
+    return await _send(
+        path, context, exchange, resolution, compose, request.fields, hides_usage=hides_usage
+    )
 
 
 async def _answer_form(path: _Path, context: Context, exchange: Exchange) -> web.StreamResponse:
@@ -127,7 +130,7 @@ async def _answer_form(path: _Path, context: Context, exchange: Exchange) -> web
             )
             return f"{provider.base_url}{path.path}", upload
 
-        return await _send(path, context, exchange, resolution, compose, hides_usage=False)
+        return await _send(path, context, exchange, resolution, compose, {}, hides_usage=False)
 
 
 def _pieces(
@@ -159,10 +162,11 @@ async def _send(
     exchange: Exchange,
     resolution: Resolution,
     compose: Compose,
+    fields: Mapping[str, msgspec.Raw],
     *,
     hides_usage: bool,
 ) -> web.StreamResponse:
-    call = context.call(exchange, resolution, path.operation, compose)
+    call = await context.call(exchange, resolution, path.operation, compose, fields)
     strict = is_strict(exchange, resolution.route)
 
     def origin() -> Origin:

@@ -36,7 +36,10 @@ async def answer(context: Context, exchange: Exchange) -> web.StreamResponse:
     snapshot = context.table.snapshot
     resolution, asked = _prepare(request, resolution, snapshot)
     way = _Way(request, exchange, resolution, asked)
-    call = context.call(exchange, resolution, "responses", way.compose)
+    searches = int(asked is not None and asked.web_search)
+    call = await context.call(
+        exchange, resolution, "responses", way.compose, request.fields, searches=searches
+    )
     try:
         if request.stream:
             return await exchange.stream(
