@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MEMORY_STORE = "memory"
+PARENT_STORE = "parent:"
+"""Begins what a worker's ``store`` is while its parent counts; a socket's number follows."""
 NO_JOURNAL = "none"
 MAX_INFLIGHT_BYTES = 256 * 1024 * 1024
 

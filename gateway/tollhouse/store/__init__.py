@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from tollhouse.settings import MEMORY_STORE, Settings
+from tollhouse.settings import MEMORY_STORE, PARENT_STORE, Settings
 from tollhouse.telemetry import Metrics
 
 
@@ -138,6 +138,16 @@ def open_store(
         metrics.store_up.set(1)  # for as long as the process is
         return MemoryStore(open_journal(settings))
     from tollhouse.store.shared import SharedStore
+
+    if settings.store.startswith(PARENT_STORE):
+        from tollhouse.store import served
+
+        return SharedStore(
+            served.Parent(served.inherited(settings.store)),
+            metrics,
+            timeout=served.TIMEOUT,
+            lease=settings.lease,
+        )
     from tollhouse.store.valkey import Valkey, connect
 
     return SharedStore(
