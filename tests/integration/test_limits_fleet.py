@@ -4,8 +4,12 @@ Real gateway processes, 200 callers at once, and the same promises wherever the 
 """
 
 import asyncio
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +20,7 @@ from support import gateway as g
 from support import installation as i
 from support import redis
 from support import upstream as u
+from support.eventually import eventually
 from support.installation import Installation
 
 CALLERS = 200
@@ -217,3 +222,115 @@ async def test_several_policies_and_budgets_at_once(installation: Installation) 
             "budget/ai/team": 0.45,
         }
         await i.until_left(session, installation, key_of("many"), wanted)
+
+
+async def stream(session: aiohttp.ClientSession, url: str, key: str) -> aiohttp.ClientResponse:
+    """A streamed answer, of which the first bytes have come; whoever calls closes it."""
+    body = {"model": "up", "messages": i.HI, "max_tokens": 10, "stream": True}
+    answer = await session.post(url, json=body, headers={"Authorization": f"Bearer {key}"})
+    assert answer.status == 200
+    await answer.content.readany()
+    return answer
+
+
+async def under_way(answer: aiohttp.ClientResponse) -> bool:
+    """Whether a stream that says nothing is still open."""
+    try:
+        async with asyncio.timeout(0.5):
+            return bool(await answer.content.readany())
+    except TimeoutError:
+        return True
+    except aiohttp.ClientError:
+        return False
+
+
+CONTENT = u.chunk({"content": "hello"}, model="m")
+ENDLESS = u.streaming(CONTENT, 3600.0)
+FINISHED = u.streaming(CONTENT, u.chunk({}, "stop"), u.USAGE_EVENT, u.DONE)
+SPENT = 0.002
+"""USD for the two tokens of ``USAGE_EVENT``."""
+
+
+class TestKilledInMidStream:
+    """What was held is back within the lease time, and what was spent before is kept."""
+
+    async def held(
+        self, session: aiohttp.ClientSession, found: Installation, url: str
+    ) -> list[aiohttp.ClientResponse]:
+        """Three streams under way at this URL, after five that ended there."""
+        key = key_of("streams")
+        streams = [await stream(session, url, key) for _ in range(3)]
+        wanted = {"key/concurrent": 1, "key/budget": round(5 * SPENT + 3 * 0.01, 3)}
+        await i.until_left(session, found, key, wanted)
+        return streams
+
+    async def finished(self, session: aiohttp.ClientSession, found: Installation, url: str) -> None:
+        key = key_of("streams")
+        for _ in range(5):
+            answer = await i.post(session, url, key, model="up", stream=True)
+            assert answer[0] == 200
+        wanted = {"key/concurrent": 4, "key/budget": 5 * SPENT}
+        await i.until_left(session, found, key, wanted)
+
+    async def test_a_gateway_of_a_fleet(self, tmp_path: Path, port: int) -> None:
+        lease = 3.0
+        folder = tmp_path / "config"
+        g.write(folder, *resources(port))
+        flags = ("--lease", str(lease), "--store-timeout", "1")
+        with i.running("fleet", folder, *flags, gateways=2) as found:
+            async with u.serving(FINISHED, port) as upstream, i.calling() as session:
+                victim = found.gateways[1]
+                await self.finished(session, found, found.url(1))
+                upstream.answer = ENDLESS
+                await self.held(session, found, found.url(1))
+                # Renewed for as long as it lives.
+                await asyncio.sleep(lease + 0.5)
+                assert (await i.left(session, found, key_of("streams")))["key/concurrent"] == 1
+                victim.process.kill()
+                begun = time.monotonic()
+                wanted = {"key/concurrent": 4, "key/budget": 5 * SPENT}
+                await i.until_left(session, found, key_of("streams"), wanted, lease + 2)
+                print(f"back {time.monotonic() - begun:.1f} s after the kill, lease {lease} s")
+
+    async def test_workers(self, tmp_path: Path, port: int) -> None:
+        """All but one are killed: the one that is left sees at once what they held."""
+        folder = tmp_path / "config"
+        g.write(folder, *resources(port))
+        async with u.serving(FINISHED, port) as upstream:
+            with i.running("workers", folder) as found:
+                gateway = found.gateways[0]
+                async with i.calling() as session:
+                    await self.finished(session, found, found.url(0))
+                    upstream.answer = ENDLESS
+                    streams = await self.held(session, found, found.url(0))
+                    pid = gateway.process.pid
+                    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                    for worker in listed[1:]:
+                        os.kill(int(worker), signal.SIGKILL)
+                    begun = time.monotonic()
+                    await eventually(lambda: gateway.ops("/readyz")[0] == 503)
+                    alive = sum([await under_way(it) for it in streams])
+                    # New connections go to whoever listens; those of this client may be cut off.
+                    async with i.calling() as fresh:
+                        spent = round(5 * SPENT + alive * 0.01, 3)
+                        wanted = {"key/concurrent": 4 - alive, "key/budget": spent}
+                        await i.until_left(fresh, found, key_of("streams"), wanted)
+                    print(f"{3 - alive} of 3 back {time.monotonic() - begun:.1f} s after the kill")
+
+    @pytest.mark.parametrize("kind", ["memory", "workers"])
+    async def test_the_whole_of_it(self, tmp_path: Path, port: int, kind: str) -> None:
+        """Its journal keeps what was spent; what was held went with it."""
+        folder, journal = tmp_path / "config", tmp_path / "journal.sqlite"
+        g.write(folder, *resources(port))
+        flags = ("--journal", str(journal), "--drain-timeout", "0")
+        async with u.serving(FINISHED, port) as upstream, i.calling() as session:
+            with i.running(kind, folder, *flags) as found:
+                await self.finished(session, found, found.url(0))
+                upstream.answer = ENDLESS
+                await self.held(session, found, found.url(0))
+                await asyncio.sleep(1.1)
+                found.gateways[0].process.kill()
+                found.gateways[0].process.wait(10)
+            with i.running(kind, folder, *flags) as found:
+                wanted = {"key/concurrent": 4, "key/budget": 5 * SPENT}
+                assert await i.left(session, found, key_of("streams")) == wanted

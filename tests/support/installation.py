@@ -36,15 +36,17 @@ class Installation:
 
 
 @contextlib.contextmanager
-def running(kind: str, folder: Path, *flags: str) -> Iterator[Installation]:
-    """An installation of this kind that serves this folder, ready."""
+def running(
+    kind: str, folder: Path, *flags: str, gateways: int = GATEWAYS
+) -> Iterator[Installation]:
+    """An installation of this kind that serves this folder, ready; a fleet has ``gateways``."""
     with contextlib.ExitStack() as stack:
         if kind == "fleet":
             state = folder.with_name(f"{folder.name}-redis")
             state.mkdir()
             server = stack.enter_context(redis.running(state, "--appendfsync", "no"))
-            arguments = (folder, "--store", server.url, *flags)
-            yield Installation(started(stack, GATEWAYS, *arguments), server)
+            stored = ("--store", server.url, *flags)
+            yield Installation(started(stack, gateways, folder, *stored), server)
         elif kind == "workers":
             yield Installation(started(stack, 1, folder, "--workers", str(WORKERS), *flags))
         else:

@@ -197,9 +197,7 @@ class _Worker(_Frames):
 
     def fence(self, _counters: "list[_Counter]", _generation: int) -> list[Any]:
         """What was granted in batches whose answers may have come too late."""
-        found = [(number, marks, when) for number, (marks, when) in self._granted.items()]
-        self._granted.clear()
-        return [found]
+        return [[(number, marks, when) for number, (marks, when) in self._granted.items()]]
 
     def read(self, counters: "list[_Counter]", wanted: list[list[Any]]) -> list[Any]:
         """What is used of each counter and when it resets, by twos."""
