@@ -39,7 +39,7 @@ from tollhouse.snapshot import (  # noqa: E402  # because of the paths above
 from tollhouse.store.memory import MemoryStore  # noqa: E402  # because of the paths above
 from tollhouse.telemetry import Metrics  # noqa: E402  # because of the paths above
 
-ROUNDS = 5
+ROUNDS = 3
 LIMITS = (
     Limit("requests", "requests", 10**9, 60.0),
     Limit("tokens", "tokens", 10**9, 60.0),

@@ -7,7 +7,7 @@ choose among, and a key that two ApiKeys hold. Whatever is wrong with one object
 it and leaves all others as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -15,14 +15,24 @@ from typing import TypeVar
 
 import msgspec
 
+from tollhouse.allowance import Budget, Policy
 from tollhouse.compiling import known
-from tollhouse.compiling.caller import KEY_NAME, PREVIOUS_DIGESTS, Caller, compile_caller
-from tollhouse.compiling.limits import Attachments, compile_budget, compile_policy
-from tollhouse.compiling.names import Claims, Names, Namespaces
-from tollhouse.compiling.provider import compile_provider
+from tollhouse.compiling.caller import (
+    KEY_NAME,
+    PREVIOUS_DIGESTS,
+    Caller,
+    compile_caller,
+    secret_of,
+)
+from tollhouse.compiling.limits import Attached, Attachments, compile_budget, compile_policy
+from tollhouse.compiling.memo import Ages, Memo
+from tollhouse.compiling.names import Claims, Names, Namespaces, Overlap
+from tollhouse.compiling.provider import compile_provider, named_by_provider
 from tollhouse.compiling.route import Upstreams, check_select, compile_route, known_models
-from tollhouse.findings import Condition, Finding, Reason, conditions, refused
+from tollhouse.findings import Condition, Finding, Reason, conditions, refused, warning
 from tollhouse.resources import (
+    ApiKey,
+    ModelRoute,
     Provider,
     Ref,
     Refused,
@@ -37,16 +47,17 @@ __all__ = [
     "KEY_NAME",
     "PREVIOUS_DIGESTS",
     "Compiled",
+    "Compiler",
     "Condition",
     "Finding",
     "Reason",
-    "age",
     "compile_snapshot",
     "conditions",
     "oversized",
 ]
 
 _R = TypeVar("_R", bound=Resource)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +79,42 @@ def compile_snapshot(resources: Resources, day: date = known.DAY) -> Compiled:
 
     Findings are about the five kinds, and about Secrets and ConfigMaps that cannot be read.
     """
-    findings = [finding for it in resources.refused for finding in _refused(it)]
-    policies, budgets = _living(resources.policies), _living(resources.budgets)
-    attachments = Attachments(policies, budgets)
-    upstreams = _upstreams(resources, day, attachments, findings)
-    routes = _routes(resources, upstreams, attachments, findings)
-    names = Names(routes)
-    _check_selects(resources, routes, findings)
-    keys = _keys(resources, names, attachments, findings)
-    compiled_policies = [compile_policy(it, resources, findings) for it in policies]
-    compiled_budgets = [compile_budget(it, resources, findings) for it in budgets]
-    tables = known_models(routes, upstreams)
-    providers = [
-        msgspec.structs.replace(it, known=tables[it.id]) if it.id in tables else it
-        for it in upstreams.usable.values()
-    ]
-    return Compiled(
-        snapshot=Snapshot.of(
-            providers=providers,
-            routes=routes,
-            keys=keys,
-            policies=compiled_policies,
-            budgets=compiled_budgets,
-        ),
-        findings=tuple(sorted(findings, key=_about)),
-    )
+    return Compiler().compile(resources, day)
+
+
+class Compiler:
+    """``compile_snapshot``, for one state of the resources after another.
+
+    It keeps what it made of each object for as long as that and all that it looks at are the very
+    objects that they were. What is said does not depend on what was kept: a fresh one says the
+    same. Parts of a snapshot in which nothing changed are the same objects as before.
+    """
+
+    def __init__(self) -> None:
+        self._upstreams = _UpstreamTable()
+        self._routes = _RouteTable()
+        self._keys = _KeyTable()
+        self._limits = _LimitTable()
+
+    def compile(self, resources: Resources, day: date = known.DAY) -> Compiled:
+        """As ``compile_snapshot``. Not for several threads at once."""
+        findings = [finding for it in resources.refused for finding in _refused(it)]
+        attachments = self._limits.attachments(resources)
+        upstreams = self._upstreams.compile(resources, day, attachments, findings)
+        routes, names = self._routes.compile(resources, upstreams, attachments, findings)
+        _check_selects(resources, routes, findings)
+        keys = self._keys.compile(resources, names, attachments, findings)
+        policies, budgets = self._limits.compile(resources, findings)
+        return Compiled(
+            snapshot=Snapshot.of(
+                providers=self._upstreams.known(routes, upstreams),
+                routes=routes,
+                keys=keys,
+                policies=policies,
+                budgets=budgets,
+            ),
+            findings=tuple(sorted(findings, key=_about)),
+        )
 
 
 def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -104,45 +126,215 @@ def oversized(encoded: Mapping[str, bytes]) -> tuple[str, ...]:
     )
 
 
-def _upstreams(
-    resources: Resources, day: date, attachments: Attachments, findings: list[Finding]
-) -> Upstreams:
-    usable: dict[Ref, Upstream] = {}
-    broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
-    for resource in _living(resources.providers):
-        found: list[Finding] = []
-        upstream = compile_provider(resource, resources, found)
-        if upstream is not None:
-            policies = attachments.within(resource.metadata.namespace).policies(resource)
-            usable[resource.ref] = msgspec.structs.replace(upstream, policies=policies)
-        else:
-            broken.add(resource.ref)
-        findings += found
-    timeouts = {ref: resources.providers[ref].spec.timeouts for ref in usable}
-    return Upstreams(usable, timeouts, frozenset(broken), day)
+class _LimitTable:
+    """The RateLimitPolicies and Budgets."""
+
+    def __init__(self) -> None:
+        self._attachments = Attachments((), ())
+        self._policies: Memo[Policy] = Memo()
+        self._budgets: Memo[Budget] = Memo()
+
+    def attachments(self, resources: Resources) -> Attachments:
+        """What they concern."""
+        policies, budgets = _living(resources.policies), _living(resources.budgets)
+        self._attachments = Attachments(policies, budgets, self._attachments)
+        return self._attachments
+
+    def compile(
+        self, resources: Resources, findings: list[Finding]
+    ) -> tuple[list[Policy], list[Budget]]:
+        """What is found depends on all objects that may be limited, what comes of them does not."""
+        policies: list[Policy] = []
+        for policy in _living(resources.policies):
+            made = compile_policy(policy, resources, findings)
+            policies.append(self._policies.get(policy.ref, (policy,), lambda made=made: made))  # type: ignore[misc]
+        budgets: list[Budget] = []
+        for budget in _living(resources.budgets):
+            counted = compile_budget(budget, resources, findings)
+            budgets.append(self._budgets.get(budget.ref, (budget,), lambda made=counted: made))  # type: ignore[misc]
+        self._policies.keep(resources.policies)
+        self._budgets.keep(resources.budgets)
+        return policies, budgets
 
 
-def _routes(
-    resources: Resources, upstreams: Upstreams, attachments: Attachments, findings: list[Finding]
-) -> list[Route]:
-    """The routes in force, by namespace and name. The older of two that claim one name wins."""
-    namespaces, claims = Namespaces(resources), Claims()
-    for resource in sorted(_living(resources.routes), key=age):
-        found: list[Finding] = []
-        route = compile_route(resource, upstreams, namespaces, found)
-        if route is not None:
-            policies = attachments.within(resource.metadata.namespace).policies(resource)
-            route = msgspec.structs.replace(route, policies=policies)
-        conflict = claims.claim(route) if route is not None else None
-        if conflict is not None:
-            name, older = conflict
-            message = (
-                f"the model {name} is claimed by the ModelRoute {older.id}, {_first(resource)}"
-            )
-            path = f"spec.models[{resource.spec.models.index(name)}]"
-            found = [refused(resource, path, Reason.CONFLICT, message)]
+class _UpstreamTable:
+    """The Providers."""
+
+    def __init__(self) -> None:
+        self._compiled: Memo[tuple[Upstream | None, tuple[Finding, ...]]] = Memo()
+        self._known: Memo[list[Upstream]] = Memo()
+
+    def compile(
+        self, resources: Resources, day: date, attachments: Attachments, findings: list[Finding]
+    ) -> Upstreams:
+        usable: dict[Ref, Upstream] = {}
+        broken = {it.ref for it in resources.refused if it.kind == Provider.kind}
+        for resource in _living(resources.providers):
+            attached = attachments.within(resource.metadata.namespace)
+            made_from = (resource, attached, *named_by_provider(resource, resources))
+            done = self._compiled.known(resource.ref, made_from)
+            if done is None:
+                upstream, found = _found(compile_provider, resource, resources)
+                if upstream is not None:
+                    policies = attached.policies(resource)
+                    upstream = msgspec.structs.replace(upstream, policies=policies)
+                done = upstream, found
+                self._compiled.add(resource.ref, made_from, done)
+            upstream, found = done
+            if upstream is not None:
+                usable[resource.ref] = upstream
+            else:
+                broken.add(resource.ref)
+            findings += found
+        self._compiled.keep(resources.providers)
+        timeouts = {ref: resources.providers[ref].spec.timeouts for ref in usable}
+        return Upstreams(usable, timeouts, frozenset(broken), day)
+
+    def known(self, routes: list[Route], upstreams: Upstreams) -> list[Upstream]:
+        """The upstreams, those that wildcards go to with what is known about their models."""
+        wild = [it for it in routes if any(target.model is None for target in it.targets)]
+
+        def complete() -> list[Upstream]:
+            tables = known_models(wild, upstreams)
+            return [
+                msgspec.structs.replace(it, known=tables[it.id]) if it.id in tables else it
+                for it in upstreams.usable.values()
+            ]
+
+        made_from = (*wild, None, *upstreams.usable.values())
+        return self._known.get("", made_from, complete, (upstreams.day,))
+
+
+class _RouteTable:
+    """The ModelRoutes in force. Of two in a namespace that claim one name the older wins."""
+
+    def __init__(self) -> None:
+        self._ages: Ages[ModelRoute] = Ages()
+        self._compiled: Memo[tuple[Route | None, tuple[Finding, ...]]] = Memo()
+        self._names: Names | None = None
+
+    def compile(
+        self,
+        resources: Resources,
+        upstreams: Upstreams,
+        attachments: Attachments,
+        findings: list[Finding],
+    ) -> tuple[list[Route], Names]:
+        """The routes by namespace and name, and the names that they have."""
+        namespaces, claims = Namespaces(resources), Claims()
+        said: dict[str, list[Finding]] = {}
+        for _, resource in self._ages.sorted(resources.routes):
+            attached = attachments.within(resource.metadata.namespace)
+            route, own = self._route(resource, upstreams, namespaces, attached)
+            conflict = claims.claim(route) if route is not None else None
+            if conflict is not None:
+                name, older = conflict
+                message = (
+                    f"the model {name} is claimed by the ModelRoute {older.id}, {_first(resource)}"
+                )
+                own = (refused(resource, _claim(resource, name), Reason.CONFLICT, message),)
+            said["/".join(resource.ref)] = list(own)
+        for overlap in claims.overlaps():
+            route = overlap.route
+            resource = resources.routes[route.namespace, route.name]
+            said[route.id].append(_overlap(resource, overlap))
+        for found in said.values():
+            findings += found
+        self._compiled.keep(resources.routes)
+        self._names = Names(claims.routes, self._names)
+        routes = sorted(claims.routes, key=lambda route: (route.namespace, route.name))
+        return routes, self._names
+
+    def _route(
+        self,
+        resource: ModelRoute,
+        upstreams: Upstreams,
+        namespaces: Namespaces,
+        attached: Attached,
+    ) -> tuple[Route | None, tuple[Finding, ...]]:
+        own = resource.metadata.namespace
+        targets: list[object] = []
+        for target in resource.spec.targets or ():
+            ref = (own, target.provider.name)
+            targets += upstreams.usable.get(ref), ref in upstreams.broken
+        platform = namespaces.platform(own)
+
+        def make() -> tuple[Route | None, tuple[Finding, ...]]:
+            found: list[Finding] = []
+            route = compile_route(resource, upstreams, namespaces, found)
+            if route is None:
+                return None, tuple(found)
+            created = resource.metadata.creation_timestamp
+            return msgspec.structs.replace(
+                route,
+                platform=platform,
+                created=created.timestamp() if created else None,
+                policies=attached.policies(resource),
+            ), tuple(found)
+
+        seen_by = namespaces.shared_with(resource)
+        equal = (seen_by, platform, upstreams.day)
+        return self._compiled.get(resource.ref, (resource, attached, *targets), make, equal)
+
+
+class _KeyTable:
+    """The callers. The older of two ApiKeys with the same key has it; a current key always goes
+    before one that was rotated away."""
+
+    def __init__(self) -> None:
+        self._ages: Ages[ApiKey] = Ages()
+        self._compiled: Memo[tuple[Caller, tuple[Finding, ...]]] = Memo()
+        self._all: Memo[tuple[dict[str, Key], list[Finding]]] = Memo()
+
+    def compile(
+        self,
+        resources: Resources,
+        names: Names,
+        attachments: Attachments,
+        findings: list[Finding],
+    ) -> dict[str, Key]:
+        """The callers by digest."""
+        keys, found = self._all.get(
+            "",
+            (resources.api_keys, resources.secrets, *attachments.scopes(), *names.scopes()),
+            lambda: self._compile(resources, names, attachments),
+            (resources.standalone,),
+        )
         findings += found
-    return sorted(claims.routes, key=lambda route: (route.namespace, route.name))
+        return keys
+
+    def _compile(
+        self, resources: Resources, names: Names, attachments: Attachments
+    ) -> tuple[dict[str, Key], list[Finding]]:
+        keys: dict[str, Key] = {}
+        findings: list[Finding] = []
+        rotated: list[Caller] = []
+        equal = (resources.standalone,)
+        for ref, resource in self._ages.sorted(resources.api_keys):
+            secret = secret_of(resource, resources)
+            attached = attachments.within(ref[0])
+            made_from = (resource, secret, attached, *names.seen(ref[0]))
+            done = self._compiled.known(ref, made_from, equal)
+            if done is None:
+                done = _found(compile_caller, resource, resources, names, attached)
+                self._compiled.add(ref, made_from, done, equal)
+            caller, found = done
+            if caller.current in keys:
+                older = keys[caller.current].id
+                message = f"the ApiKey {older}, {_first(resource)}, has the same key"
+                found = (refused(resource, "spec.secretName", Reason.CONFLICT, message),)
+            else:
+                if caller.previous:
+                    rotated.append(caller)
+                if caller.current is not None:
+                    keys[caller.current] = caller.key
+            if found:
+                findings += found
+        self._compiled.keep(resources.api_keys)
+        for caller in rotated:
+            for digest, key in caller.previous:
+                keys.setdefault(digest, key)
+        return keys, findings
 
 
 def _check_selects(resources: Resources, routes: list[Route], findings: list[Finding]) -> None:
@@ -154,30 +346,26 @@ def _check_selects(resources: Resources, routes: list[Route], findings: list[Fin
             check_select(resources.routes[it.namespace, it.name], names, findings)
 
 
-def _keys(
-    resources: Resources, names: Names, attachments: Attachments, findings: list[Finding]
-) -> dict[str, Key]:
-    """The callers by digest. The older of two ApiKeys with the same key has it; a current key
-    always goes before one that was rotated away."""
-    keys: dict[str, Key] = {}
-    callers: list[Caller] = []
-    for resource in sorted(_living(resources.api_keys), key=age):
-        found: list[Finding] = []
-        caller = compile_caller(
-            resource, resources, names, attachments.within(resource.metadata.namespace), found
-        )
-        if caller.current in keys:
-            message = f"the ApiKey {keys[caller.current].id}, {_first(resource)}, has the same key"
-            found = [refused(resource, "spec.secretName", Reason.CONFLICT, message)]
-        else:
-            callers.append(caller)
-            if caller.current is not None:
-                keys[caller.current] = caller.key
-        findings += found
-    for caller in callers:
-        for digest, until in caller.previous:
-            keys.setdefault(digest, msgspec.structs.replace(caller.key, valid_until=until))
-    return keys
+def _found(make: Callable[..., _T], *given: object) -> tuple[_T, tuple[Finding, ...]]:
+    """What one of ``compiling``'s functions returns, and what it finds."""
+    found: list[Finding] = []
+    return make(*given, found), tuple(found)
+
+
+def _overlap(resource: ModelRoute, overlap: Overlap) -> Finding:
+    name, other = overlap.name, overlap.other.id
+    who = (
+        f"callers in {overlap.route.namespace} get it from this route and not from"
+        if overlap.own
+        else "callers in other namespaces that see both get it from"
+    )
+    why = "which is the platform's" if overlap.other.platform else "which is older"
+    message = f"the model {name} is shared by another namespace too: {who} {other}, {why}"
+    return warning(resource, _claim(resource, name), Reason.NAME_SHARED, message)
+
+
+def _claim(resource: ModelRoute, name: str) -> str:
+    return f"spec.models[{resource.spec.models.index(name)}]"
 
 
 def _about(finding: Finding) -> tuple[str, str, str]:
@@ -187,12 +375,6 @@ def _about(finding: Finding) -> tuple[str, str, str]:
 def _living(table: Mapping[Ref, _R]) -> list[_R]:
     """What is not being deleted, by namespace and name."""
     return [table[ref] for ref in sorted(table) if not table[ref].metadata.deletion_timestamp]
-
-
-def age(resource: Resource) -> tuple[float, Ref]:
-    """Sorts the oldest first; what was never in a cluster has no age, and goes by its name."""
-    created = resource.metadata.creation_timestamp
-    return (created.timestamp() if created else float("inf"), resource.ref)
 
 
 def _first(resource: Resource) -> str:

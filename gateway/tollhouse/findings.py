@@ -43,6 +43,7 @@ class Reason(StrEnum):
     NOTHING_SELECTED = "NothingSelected"
     DUPLICATE_LIMIT = "DuplicateLimit"
     INVALID_ANNOTATION = "InvalidAnnotation"
+    NAME_SHARED = "NameShared"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,19 @@ force as it was, and is listed in ``Resources.refused`` until it is mended or re
 
 import base64
 import binascii
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tollhouse.resources import (
     GROUP,
     KINDS,
     ConfigMapObject,
+    ModelRoute,
     NamespaceObject,
     Problem,
     Ref,
     Refused,
+    Resource,
     ResourceError,
     Resources,
     SecretObject,
@@ -27,6 +29,9 @@ from tollhouse.snapshot import Credential
 
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 """The label that the API server gives every Namespace: its name."""
+PLATFORM_LABEL = f"{GROUP}/platform"
+"""``"true"`` on a Namespace: its routes go before those that others share. Only who may edit
+Namespaces can give it, so no tenant can."""
 DEFAULT_NAMESPACE = "default"
 
 _FIELDS: Mapping[str, str] = {
@@ -62,9 +67,13 @@ def identify(manifest: Mapping[str, Any]) -> tuple[str, Ref] | None:
 
 
 class Inventory:
-    """Not for several threads at once; what ``resources`` returns may go to any."""
+    """Not for several threads at once; what ``resources`` returns may go to any.
 
-    def __init__(self) -> None:
+    ``platform`` names namespaces that are the platform's without a label that says so.
+    """
+
+    def __init__(self, platform: Iterable[str] = ()) -> None:
+        self._platform = frozenset(platform)
         self._tables: dict[str, dict[Ref, Any]] = {kind: {} for kind in _FIELDS}
         self._refused: dict[tuple[str, Ref], Refused] = {}
         self._copies: dict[str, Mapping[Any, Any]] = {}
@@ -97,7 +106,7 @@ class Inventory:
             self._refused[identity] = now
             return now != refused
         self._refused.pop(identity, None)
-        if refused is None and found == known:
+        if refused is None and _same(found, known):
             return False
         self._tables[kind][ref] = found
         self._copies.pop(kind, None)
@@ -111,6 +120,11 @@ class Inventory:
         self._copies.pop(kind, None)
         return known is not None or refused is not None
 
+    def known(self, kind: str, ref: Ref) -> Resource | None:
+        """The last good version of a custom resource."""
+        found = self._tables.get(kind, {}).get(ref)
+        return found if isinstance(found, Resource) else None
+
     def resources(self) -> Resources:
         """All objects as they are now; later changes do not show in it."""
         for kind, table in self._tables.items():
@@ -122,7 +136,16 @@ class Inventory:
                 )
         refused = tuple(self._refused[identity] for identity in sorted(self._refused))
         fields: dict[str, Any] = {field: self._copies[kind] for kind, field in _FIELDS.items()}
-        return Resources(**fields, refused=refused)
+        return Resources(**fields, refused=refused, platform=self._platform)
+
+
+def _same(found: object, known: object) -> bool:
+    """Whether nothing differs. To Python 1, 1.0 and True are equal, to a provider they are not."""
+    if found != known:
+        return False
+    if isinstance(found, ModelRoute) and isinstance(known, ModelRoute):
+        return found.spec.parameters.model_dump_json() == known.spec.parameters.model_dump_json()
+    return True
 
 
 _METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp", "labels")
@@ -132,11 +155,11 @@ def _relevant(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest without what would cost much and say nothing: managed fields and status."""
     metadata = manifest["metadata"]
     kept = {key: metadata[key] for key in _METADATA if metadata.get(key) is not None}
-    kept["annotations"] = _ours(metadata.get("annotations"))
+    kept["annotations"] = ours(metadata.get("annotations"))
     return {key: value for key, value in manifest.items() if key != "status"} | {"metadata": kept}
 
 
-def _ours(annotations: Any) -> dict[str, str]:
+def ours(annotations: Any) -> dict[str, str]:
     """Our own annotations alone. kubectl's hold the whole manifest, a Secret's values included."""
     if not isinstance(annotations, Mapping):
         return {}
@@ -167,7 +190,7 @@ def _secret(manifest: Mapping[str, Any], ref: Ref) -> SecretObject:
         data[key] = Credential(value)
     if problems:
         raise ResourceError(tuple(problems))
-    return SecretObject(*ref, data, _ours(manifest["metadata"].get("annotations")))
+    return SecretObject(*ref, data, ours(manifest["metadata"].get("annotations")))
 
 
 def _config_map(manifest: Mapping[str, Any], ref: Ref) -> ConfigMapObject:

@@ -167,6 +167,7 @@ class Refused:
 class Resources:
     """Everything that a snapshot is compiled from, at one moment.
 
+    ``platform`` names namespaces that are the platform's, label or not.
     ``standalone``: from a folder, where no operator keeps the Secrets of ApiKeys.
     """
 
@@ -180,6 +181,7 @@ class Resources:
     services: Mapping[Ref, ServiceObject] = field(default_factory=dict)
     namespaces: Mapping[str, NamespaceObject] = field(default_factory=dict)
     refused: tuple[Refused, ...] = ()
+    platform: frozenset[str] = frozenset()
     standalone: bool = False
 
 

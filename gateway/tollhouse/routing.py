@@ -13,9 +13,11 @@ from itertools import groupby
 
 import msgspec
 
+from tollhouse import views
 from tollhouse.errors import RequestError
 from tollhouse.pricing import completed, searches
 from tollhouse.snapshot import Key, KnownModel, Route, Select, Snapshot, Target
+from tollhouse.views import View
 
 EFFORTS = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 _HINT_POOL = 500
@@ -72,23 +74,13 @@ class Resolution:
     max_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """The routes that one namespace's keys may see, by each way to name them."""
-
-    exact: dict[str, Route]
-    bare: dict[str, Route | None]
-    wildcards: tuple[tuple[str, Route], ...]
-    families: tuple[tuple[str, Route], ...]
-
-
 class Table:
     """The routing table of one snapshot, whose digest (SHA-256, hex) is ``digest``."""
 
     def __init__(self, snapshot: Snapshot, digest: str) -> None:
         self.snapshot = snapshot
         self.digest = digest
-        self._views: dict[str, _View] = {}
+        self._views: dict[str, View] = {}
         self._concretes: dict[tuple[str, str], Route] = {}
 
     def resolve(
@@ -108,7 +100,7 @@ class Table:
         view = self._view(caller.namespace)
         name, effort = split_effort(requested)
         name = caller.model_aliases.get(name, name)
-        found = _find(view, name)
+        found = views.find(view, name)
         if found is None:
             raise self._unknown(caller, view, name)
         route, model, matched = found
@@ -146,7 +138,7 @@ class Table:
         Raises RequestError as ``resolve`` does; for a ``select`` route it is that route itself.
         """
         view = self._view(caller.namespace)
-        found = _find(view, caller.model_aliases.get(model, model))
+        found = views.find(view, caller.model_aliases.get(model, model))
         if found is None or found[0].select is None or not allows(caller, found[1], found[0]):
             return self.resolve(caller, model).route
         return found[0]
@@ -180,7 +172,7 @@ class Table:
     def _choose(
         self,
         caller: Key,
-        view: _View,
+        view: View,
         asked: Route,
         select: Select,
         needs: Needs,
@@ -193,7 +185,9 @@ class Table:
         lacking: set[str] = set()
         able: list[tuple[Route, str, str | None]] = []
         for route, model, matched in _candidates(view, select.models):
-            if not allows(caller, model, route):
+            if not (
+                allows(caller, model, route) and views.trusts(view, caller.namespace, asked, route)
+            ):
                 continue
             concrete = self._concrete(route, model, matched)
             missing = lacks(concrete, needs)
@@ -230,31 +224,31 @@ class Table:
     def visible(self, caller: Key) -> list[Route]:
         """The routes that this caller may call, by canonical id."""
         view = self._view(caller.namespace)
-        routes = {id(route): route for route in view.exact.values()}
-        routes |= {id(route): route for _, route in view.wildcards}
-        allowed = (route for route in routes.values() if allows(caller, route.models[0], route))
-        return sorted(allowed, key=lambda route: route.models[0])
+        routes: dict[str, Route] = {}
+        for layer in view.layers():
+            for route in (*layer.exact.values(), *(it for _, it in layer.wildcards)):
+                routes.setdefault(route.models[0], route)
+        return [it for name, it in sorted(routes.items()) if allows(caller, name, it)]
 
     def shared(self) -> list[Route]:
         """The routes that keys of every namespace may call, by canonical id."""
         routes = (it for it in self.snapshot.routes.values() if it.shared_with is None)
         return sorted(routes, key=lambda route: route.models[0])
 
-    def _view(self, namespace: str) -> _View:
+    def _view(self, namespace: str) -> View:
         view = self._views.get(namespace)
         if view is None:
-            shared = (
-                route
-                for route in self.snapshot.routes.values()
-                if route.shared_with is None or namespace in route.shared_with
-            )
+            routes = (it for it in self.snapshot.routes.values() if it.seen_from(namespace))
             # Bounded by the snapshot: namespaces come from its own keys.
-            view = self._views[namespace] = _make_view(shared)
+            view = self._views[namespace] = views.make_view(namespace, routes)
         return view
 
-    def _unknown(self, caller: Key, view: _View, name: str) -> RequestError:
+    def _unknown(self, caller: Key, view: View, name: str) -> RequestError:
         names = [
-            name for name, route in view.exact.items() if allows(caller, route.models[0], route)
+            name
+            for layer in view.layers()
+            for name, route in layer.exact.items()
+            if allows(caller, route.models[0], route)
         ]
         near = difflib.get_close_matches(name[:128], names[:_HINT_POOL], n=3, cutoff=0.5)
         hint = (
@@ -325,7 +319,7 @@ def allows(caller: Key, model: str, route: Route) -> bool:
     if caller.allowed_models is None:
         return True
     names = (model, *route.models)
-    return any(_matches(pattern, name) for pattern in caller.allowed_models for name in names)
+    return any(views.matches(pattern, name) for pattern in caller.allowed_models for name in names)
 
 
 def upstream_model(resolution: Resolution, target: Target) -> str:
@@ -347,33 +341,19 @@ def _shuffle(level: list[Target], draw: Callable[[], float]) -> list[Target]:
     return [target for _, target in keyed]
 
 
-def _find(view: _View, name: str) -> tuple[Route, str, str | None] | None:
-    """(route, canonical model id, what ``*`` matched) for a name without alias and suffix."""
-    route = view.exact.get(name) or view.bare.get(name)
-    if route is not None:
-        canonical = route.models[0]
-        return route, name if canonical.endswith("*") else canonical, None
-    for prefix, wildcard in view.wildcards:
-        if name.startswith(prefix) and len(name) > len(prefix):
-            return wildcard, name, name[len(prefix) :]
-    if "/" not in name:
-        for pattern, wildcard in view.families:
-            if _matches(pattern, name):
-                return wildcard, wildcard.models[0][:-1] + name, name
-    return None
-
-
-def _candidates(view: _View, patterns: Iterable[str]) -> list[tuple[Route, str, str | None]]:
+def _candidates(view: View, patterns: Iterable[str]) -> list[tuple[Route, str, str | None]]:
     """What a choice is among: each route once that has a name of its own which a pattern matches,
     and the models of wildcards that a pattern names in full."""
     found: dict[str, tuple[Route, str, str | None]] = {}
     for pattern in patterns:
         if pattern.endswith("*"):
-            names = [name for name in view.exact if _matches(pattern, name)]
+            names = [
+                it for layer in view.layers() for it in layer.exact if views.matches(pattern, it)
+            ]
         else:
             names = [pattern]
         for name in names:
-            it = _find(view, name)
+            it = views.find(view, name)
             if it is not None and it[0].select is None and not it[1].endswith("*"):
                 found.setdefault(it[1], it)
     return list(found.values())
@@ -453,35 +433,6 @@ def _rank(
     return -(conditions.draw() ** (1 / weight)) if weight else 0.0
 
 
-def _make_view(routes: Iterable[Route]) -> _View:
-    exact: dict[str, Route] = {}
-    bare: dict[str, Route | None] = {}
-    wildcards: dict[str, Route] = {}
-    families: dict[str, Route] = {}
-    for route in routes:
-        families |= dict.fromkeys(route.families, route)
-        for name in route.models:
-            if name.endswith("*"):
-                wildcards[name[:-1]] = route
-            else:
-                exact[name] = route
-        canonical = route.models[0]
-        _, slash, tail = canonical.rpartition("/")
-        if slash and not tail.endswith("*"):
-            # Two routes that end alike leave the bare name to neither.
-            bare[tail] = None if tail in bare else route
-    return _View(
-        exact=exact,
-        bare=bare,
-        wildcards=tuple(sorted(wildcards.items(), key=lambda item: len(item[0]), reverse=True)),
-        families=tuple(sorted(families.items(), key=lambda item: len(item[0]), reverse=True)),
-    )
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
-
-
 def _cap(caller: Key, model: str, route: Route) -> int | None:
     caps = [cap for cap in (_longest(caller.max_tokens, model, route.models),) if cap is not None]
     if route.parameters.max_tokens is not None:
@@ -499,6 +450,6 @@ def _longest(caps: dict[str, int], model: str, names: Sequence[str]) -> int | No
     fitting = [
         pattern
         for pattern in caps
-        if pattern.endswith("*") and any(_matches(pattern, name) for name in (model, *names))
+        if pattern.endswith("*") and any(views.matches(pattern, name) for name in (model, *names))
     ]
     return caps[max(fitting, key=len)] if fitting else None

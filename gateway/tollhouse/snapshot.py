@@ -227,6 +227,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     ``models`` holds the canonical id first; a trailing ``*`` matches any rest. ``shared_with``
     lists the namespaces whose keys may call the route; None means every namespace. ``families``
     are patterns of bare names that a wildcard route serves too: ``claude*`` of ``anthropic/*``.
+    ``platform`` and ``created`` (seconds since the epoch, None unknown) are for ``precedence``.
     ``policies`` are ids in ``Snapshot.policies``.
     """
 
@@ -242,14 +243,27 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     shared_with: tuple[str, ...] | None = None
     select: Select | None = None
     families: tuple[str, ...] = ()
+    platform: bool = False
+    created: float | None = None
     policies: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def precedence(self) -> tuple[bool, float, str]:
+        """Sorts the routes that other namespaces share: the platform's first, then the oldest."""
+        age = self.created if self.created is not None else float("inf")
+        return not self.platform, age, self.id
 
-class Key(msgspec.Struct, frozen=True, omit_defaults=True):
+    def seen_from(self, namespace: str) -> bool:
+        """Whether keys of this namespace may call it."""
+        return self.shared_with is None or namespace in self.shared_with
+
+
+# Nothing in a key can refer back to it, so the collector need not look at ten thousand of them.
+class Key(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A caller, found by the SHA-256 digest of the key it presents.
 
     One ApiKey has an entry per digest that is valid: two while a rotation overlaps, the older one
@@ -356,7 +370,17 @@ def shards(snapshot: Snapshot) -> dict[str, bytes]:
 
     The same snapshot always gives the same bytes.
     """
-    pieces: dict[str, Shard] = {}
+    return {name: encode_shard(shard) for name, shard in pieces(snapshot).items()}
+
+
+def encode_shard(shard: Shard) -> bytes:
+    """The same shard always gives the same bytes."""
+    return zlib.compress(_encoder.encode(shard), 6)
+
+
+def pieces(snapshot: Snapshot) -> dict[str, Shard]:
+    """The snapshot's shards by name; empty ones are left out."""
+    found: dict[str, Shard] = {}
     empty = Shard()
     config = tuple(
         Shard(providers={}, routes={}, policies={}, budgets={}) for _ in range(CONFIG_SHARDS)
@@ -371,11 +395,11 @@ def shards(snapshot: Snapshot) -> dict[str, bytes]:
         config[_config_bucket(budget.id)].budgets[budget.id] = budget
     for number, shard in enumerate(config):
         if shard != empty:
-            pieces[f"config-{number}"] = shard
+            found[f"config-{number}"] = shard
     for number, keys in enumerate(snapshot.key_shards):
         if keys:
-            pieces[f"keys-{number}"] = Shard(keys=keys)
-    return {name: zlib.compress(_encoder.encode(shard), 6) for name, shard in pieces.items()}
+            found[f"keys-{number}"] = Shard(keys=keys)
+    return found
 
 
 def digest_of(encoded: bytes) -> str:

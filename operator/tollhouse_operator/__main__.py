@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import kopf
 import structlog
@@ -179,6 +179,8 @@ async def _run(cluster: Cluster, control: Control, settings: Settings) -> None:
             ),
             settings=handlers.settings(),
             standalone=True,
+            # Left to itself kopf asks for the user's name, which a pod's user often lacks.
+            identity=cast(Any, settings.lease.identity),
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
             stop_flag=stop_kopf,

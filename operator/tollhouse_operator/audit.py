@@ -27,6 +27,7 @@ AUDIT_SECONDS = 60.0
 _GRACE_SECONDS = 3.0
 """How long a watch may be behind a list before the object is fetched without it."""
 _RELIST_SECONDS = 1.0
+_LONGEST_RELIST_SECONDS = 8.0
 _LOOK_SECONDS = 0.02
 _FETCHES = 8
 
@@ -82,6 +83,7 @@ class Audit:
     async def _first(self, scope: Scope) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
+        pause = _RELIST_SECONDS
         while True:
             try:
                 missing, _ = await self._missing(scope)
@@ -92,12 +94,15 @@ class Audit:
                 await asyncio.sleep(backoff(failures))
                 continue
             # An object can be deleted before kopf lists, and then never comes: so list again.
-            listed = loop.time()
-            while missing and loop.time() < listed + _RELIST_SECONDS:
+            list_again = loop.time() + pause
+            while missing and loop.time() < list_again:
                 await asyncio.sleep(_LOOK_SECONDS)
-                missing = self._still_missing(scope, missing)
+                # From the end alone: ten thousand need not be looked at fifty times a second.
+                while missing and self._came_in(scope, missing[-1]):
+                    missing.pop()
             if not missing:
                 return
+            pause = min(pause * 2, _LONGEST_RELIST_SECONDS)
 
     async def _again(self, scope: Scope) -> None:
         missing, version = await self._missing(scope, drop=True)
@@ -130,11 +135,10 @@ class Audit:
         return self._still_missing(scope, listed), version
 
     def _still_missing(self, scope: Scope, listed: Sequence[Identity]) -> list[Identity]:
-        return [
-            one
-            for one in listed
-            if not self._store.knows(_key(scope, one), int(one.resource_version), scope.source)
-        ]
+        return [one for one in listed if not self._came_in(scope, one)]
+
+    def _came_in(self, scope: Scope, one: Identity) -> bool:
+        return self._store.knows(_key(scope, one), int(one.resource_version), scope.source)
 
 
 def _key(scope: Scope, one: Identity) -> Key:

@@ -132,9 +132,15 @@ def backoff(attempt: int, *, first: float = 0.2, most: float = 10.0) -> float:
 class Cluster:
     """A connection to the API server. Close it when done."""
 
-    def __init__(self, client: ApiClient, may_write: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        may_write: Callable[[], bool] = lambda: True,
+        call_seconds: float = CALL_SECONDS,
+    ) -> None:
         self._client = client
         self._may_write = may_write
+        self._call_seconds = call_seconds
 
     @staticmethod
     async def connect(kubeconfig: Path | None = None) -> "Cluster":
@@ -153,9 +159,10 @@ class Cluster:
                 await kubernetes_config.load_kube_config(None, None, configuration)
         return Cluster(ApiClient(configuration))
 
-    def fenced(self, may_write: Callable[[], bool]) -> "Cluster":
-        """The same connection, whose writes raise NotLeading once ``may_write`` says no."""
-        return Cluster(self._client, may_write)
+    def fenced(self, may_write: Callable[[], bool], call_seconds: float) -> "Cluster":
+        """The same connection, whose writes raise NotLeading once ``may_write`` says no, and whose
+        calls are bounded by so many seconds."""
+        return Cluster(self._client, may_write, call_seconds)
 
     async def close(self) -> None:
         await self._client.close()
@@ -264,9 +271,11 @@ class Cluster:
         body: Manifest | None = None,
         accept: str = "application/json",
         content_type: str = "application/json",
-        seconds: float = CALL_SECONDS,
+        seconds: float | None = None,
     ) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
+        timeout = aiohttp.ClientTimeout(
+            total=seconds or self._call_seconds, sock_connect=_CONNECT_SECONDS
+        )
         try:
             response = await self._send(
                 method, where, query, body=body, accept=accept, content_type=content_type,

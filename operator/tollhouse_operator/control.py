@@ -34,7 +34,8 @@ class Control:
         self._cluster = cluster
         self._settings = settings
         self._metrics = metrics
-        self.store = Store(self._changed, self._touched)
+        # Whoever may write where the snapshot lies decides what gateways serve anyway.
+        self.store = Store(self._changed, self._touched, platform=settings.snapshot[:1])
         self.audit = Audit(cluster, self.store, handlers.scopes(settings.namespaces))
         self._read = asyncio.Event()
         self._references = References(cluster, self.store, self._read.set)
@@ -56,7 +57,7 @@ class Control:
     async def _lead(self) -> None:
         """One term. Returns when a write met the end of leadership."""
         leader = Leader(
-            self._cluster.fenced(self._leadership.held),
+            self._cluster.fenced(self._leadership.held, self._settings.lease.call_seconds),
             self.store,
             self._settings,
             self._metrics,

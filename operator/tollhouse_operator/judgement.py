@@ -6,18 +6,18 @@ again, so ten thousand of them cost little while one changes.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from tollhouse.compile import Compiled
-from tollhouse.findings import Finding, conditions
-from tollhouse.resources import KINDS, ApiKey, Resource, Resources, SecretObject
+from tollhouse.findings import conditions
+from tollhouse.resources import ApiKey, SecretObject
 from tollhouse_operator import rotation
 from tollhouse_operator.fleet import Census
-from tollhouse_operator.keys import KEY, Trouble, prefix, secret_of
+from tollhouse_operator.keys import KEY, Trouble, prefix
+from tollhouse_operator.ledger import Verdict
 from tollhouse_operator.pulse import Pulse
 from tollhouse_operator.status import (
     PROGRAMMED,
@@ -37,21 +37,16 @@ NO_GATEWAYS_SECONDS = 10.0
 _BATCH = 200
 _NOTHING = Desired("", 0, (), {})
 
-_State = tuple[str, int, bool, tuple[Finding, ...]]
-
 
 @dataclass(slots=True)
 class _Standing:
     """One object as the last rebuild left it.
 
-    ``state`` (uid, generation, in the snapshot, findings) decides everything but Programmed;
-    ``number`` is the snapshot that first held it so, ``since`` when that was published. An
-    ApiKey's status tells of its ``secret``, too.
-    ``settled``: it was live on every gateway already.
+    ``verdict`` decides everything but Programmed; ``number`` is the snapshot that first held it
+    so, ``since`` when that was published. ``settled``: it was live on every gateway already.
     """
 
-    state: _State
-    resource: Resource | None
+    verdict: Verdict
     number: int | None
     since: float
     settled: bool
@@ -81,56 +76,51 @@ class Judgement:
         self._due: set[Key] = set()
         self._unsettled: set[Key] = set()
         self._expiring: dict[Key, float] = {}
-        self._resources = Resources()
+        self._unpublished: set[Key] = set()
+        self._judged_by: Census | None = None
+        self._held_until = float("inf")
         self._obstacle: str | None = None
         self._last_total = 0
         self._none_since: float | None = None
 
     def rebuilt(
-        self, resources: Resources, compiled: Compiled, number: int | None, obstacle: str | None
+        self, changes: Mapping[Key, Verdict | None], number: int | None, obstacle: str | None
     ) -> None:
-        """A rebuild is done: it was published as snapshot ``number``, or met ``obstacle``."""
-        self._resources = resources
+        """A rebuild is done: it was published as snapshot ``number``, or met ``obstacle``.
+
+        ``changes`` are the verdicts that differ from those before; None for what is gone.
+        """
         if obstacle != self._obstacle:
             self._obstacle = obstacle
-            self._due |= self._unsettled
-        findings: dict[Key, tuple[Finding, ...]] = dict(compiled.by_object().items())
-        generations: dict[Key, int] = {
-            (one.kind, *one.ref): one.generation for one in resources.refused if one.kind in KINDS
-        }
-        known: dict[Key, Resource] = {(one.kind, *one.ref): one for one in _custom(resources)}
-        in_snapshot = _in_snapshot(compiled)
+            self._due |= self._unsettled | self._unpublished
         now = monotonic()
-        for key in known.keys() | generations.keys():
+        for key, verdict in changes.items():
             seen = self._store.seen(key)
-            if seen is None:
+            if verdict is None or seen is None:
+                self._forget(key)
                 continue
-            resource = known.get(key)
-            generation = generations.get(key)
-            if generation is None and resource is not None:
-                generation = resource.metadata.generation
-            state = (seen.uid, generation or 0, key in in_snapshot, findings.get(key, ()))
             old = self._standings.get(key)
-            secret: SecretObject | None = None
-            if isinstance(resource, ApiKey):
-                secret = resources.secrets.get(secret_of(resource))
-            if old is not None and old.state == state:
-                old.resource = resource
-                if old.secret is not secret:
-                    old.secret = secret
-                    self._due.add(key)
-                if old.number is None and number is not None:
-                    old.number, old.since = number, now
-                    self._due.add(key)
-                continue
-            settled = old is None and _says_programmed(seen.status, generation or 0)
-            self._standings[key] = _Standing(state, resource, number, now, settled, secret)
             self._due.add(key)
-        for key in self._standings.keys() - known.keys() - generations.keys():
-            del self._standings[key]
-            self._unsettled.discard(key)
-            self._expiring.pop(key, None)
+            if old is not None and _says_the_same(old.verdict, verdict):
+                old.verdict = verdict
+                continue
+            settled = old is None and _says_programmed(seen.status, verdict.generation)
+            self._standings[key] = _Standing(verdict, number, now, settled)
+            if number is None:
+                self._unpublished.add(key)
+        if number is not None:
+            for key in self._unpublished:
+                standing = self._standings[key]
+                standing.number, standing.since = number, now
+            self._due |= self._unpublished
+            self._unpublished.clear()
         self._pulse.beat()
+
+    def _forget(self, key: Key) -> None:
+        self._standings.pop(key, None)
+        self._unsettled.discard(key)
+        self._unpublished.discard(key)
+        self._expiring.pop(key, None)
 
     def touched(self, key: Key) -> None:
         """A new version of the object was seen: its status may have become another."""
@@ -157,20 +147,23 @@ class Judgement:
             if census is None:
                 self._pulse.beat_later(HOLD_SECONDS / 5)
                 continue
-            due, self._due = self._due | self._unsettled, set()
+            if census != self._judged_by or monotonic() >= self._held_until:
+                self._due |= self._unsettled
+                self._held_until = float("inf")
+            self._judged_by = census
+            due, self._due = self._due, set()
             wishes: dict[Key, Desired] = {}
-            early = False
             for number, key in enumerate(due):
                 desired = self._desired(key, census)
-                if desired is None:
-                    early = True
-                elif desired is not _NOTHING:
+                if desired is not _NOTHING:
                     wishes[key] = desired
                 if number % _BATCH == _BATCH - 1:
+                    self._want(wishes)
+                    wishes = {}
                     await asyncio.sleep(0)
             self._want(wishes)
-            if early:
-                self._pulse.beat_later(HOLD_SECONDS / 5)
+            if self._held_until < float("inf"):
+                self._pulse.beat_later(max(0.0, self._held_until - monotonic()))
 
     def _census(self) -> Census | None:
         """The fleet's, except that gateways which are all gone count for a while as they did."""
@@ -187,48 +180,54 @@ class Judgement:
         self._last_total = census.total
         return census
 
-    def _desired(self, key: Key, census: Census) -> Desired | None:
-        """What the object's status should be; None when it is too early to say.
-
-        ``_NOTHING`` means that there is nothing to write.
-        """
+    def _desired(self, key: Key, census: Census) -> Desired:
+        """What the object's status should be; ``_NOTHING`` when there is nothing to write, or it
+        is too early to say."""
         standing, seen = self._standings.get(key), self._store.seen(key)
         if standing is None or seen is None:
             self._unsettled.discard(key)
             return _NOTHING
-        uid, generation, present, findings = standing.state
-        if (seen.uid, seen.generation) != (uid, generation):
+        verdict = standing.verdict
+        if seen.generation != verdict.generation or verdict.uid not in (None, seen.uid):
             return _NOTHING  # a rebuild that knows this version is on its way
+        resource = verdict.resource
         compiled = [
             Condition(one.type, one.status, str(one.reason), one.message)
-            for one in conditions(key[0], findings)
+            for one in conditions(key[0], verdict.findings)
         ]
         accepted = all(one.status == "True" for one in compiled if one.type == "Accepted")
-        if isinstance(standing.resource, ApiKey):
-            if self._making_key(standing.resource.ref):
+        if isinstance(resource, ApiKey):
+            if self._making_key(resource.ref):
                 return _NOTHING  # and judged again as soon as it is made
-            compiled = self._with_trouble(standing.resource, compiled)
-        live = self._programmed(standing, accepted, present, census)
+            compiled = self._with_trouble(resource, compiled)
+        live = self._programmed(standing, accepted, census)
         well = all(one.status == "True" for one in compiled)
         if live.reason == "Pending":
             self._unsettled.add(key)
-            if well and monotonic() - standing.since < HOLD_SECONDS:
-                return None
+            held_until = standing.since + HOLD_SECONDS
+            if well and monotonic() < held_until:
+                self._held_until = min(self._held_until, held_until)
+                return _NOTHING
         else:
             self._unsettled.discard(key)
             standing.settled = live.status == "True"
         found = [*compiled, live]
         fields: dict[str, str | None] = {}
-        if isinstance(standing.resource, ApiKey):
-            found.append(self._ready(key, standing.resource, found))
-            fields |= self._of_key(standing.resource)
-        return Desired(uid, generation, tuple(found), fields)
+        if isinstance(resource, ApiKey):
+            found.append(self._ready(key, resource, found))
+            fields |= _of_key(resource, verdict.secret)
+        return Desired(seen.uid, verdict.generation, tuple(found), fields)
 
-    def _programmed(
-        self, standing: _Standing, accepted: bool, present: bool, census: Census
-    ) -> Condition:
+    def _programmed(self, standing: _Standing, accepted: bool, census: Census) -> Condition:
         return programmed(
-            Placement(accepted, present, standing.number, standing.settled, self._obstacle), census
+            Placement(
+                accepted,
+                standing.verdict.present,
+                standing.number,
+                standing.settled,
+                self._obstacle,
+            ),
+            census,
         )
 
     def _with_trouble(self, api_key: ApiKey, compiled: list[Condition]) -> list[Condition]:
@@ -251,39 +250,28 @@ class Judgement:
                 self._expiring[key] = expires.timestamp()
         return ready(found, disabled=api_key.spec.disabled, expired=expired)
 
-    def _of_key(self, api_key: ApiKey) -> dict[str, str | None]:
-        """What the status tells of the key in the ApiKey's Secret."""
-        secret = self._resources.secrets.get(secret_of(api_key))
-        value = secret.data.get(KEY) if secret is not None else None
-        state = rotation.state_of(secret) if secret is not None else None
-        last, following = rotation.times(api_key, state) if state is not None else (None, None)
-        return {
-            "prefix": prefix(value.value) if value is not None and value.value else None,
-            "lastRotated": last,
-            "nextRotation": following,
-        }
+
+def _says_the_same(one: Verdict, other: Verdict) -> bool:
+    """Whether two verdicts differ in nothing but what a snapshot does not show: its conditions
+    stay as they are, and where it is live too."""
+    return (one.uid, one.generation, one.present, one.findings) == (
+        other.uid,
+        other.generation,
+        other.present,
+        other.findings,
+    )
 
 
-def _custom(resources: Resources) -> Iterator[Resource]:
-    yield from resources.providers.values()
-    yield from resources.routes.values()
-    yield from resources.api_keys.values()
-    yield from resources.policies.values()
-    yield from resources.budgets.values()
-
-
-def _in_snapshot(compiled: Compiled) -> set[Key]:
-    snapshot = compiled.snapshot
-    found: set[Key] = {("Provider", one.namespace, one.name) for one in snapshot.providers.values()}
-    found |= {("ModelRoute", one.namespace, one.name) for one in snapshot.routes.values()}
-    found |= {("RateLimitPolicy", one.namespace, one.name) for one in snapshot.policies.values()}
-    found |= {("Budget", one.namespace, one.name) for one in snapshot.budgets.values()}
-    found |= {
-        ("ApiKey", one.namespace, one.name)
-        for bucket in snapshot.key_shards
-        for one in bucket.values()
+def _of_key(api_key: ApiKey, secret: SecretObject | None) -> dict[str, str | None]:
+    """What the status tells of the key in the ApiKey's Secret."""
+    value = secret.data.get(KEY) if secret is not None else None
+    state = rotation.state_of(secret) if secret is not None else None
+    last, following = rotation.times(api_key, state) if state is not None else (None, None)
+    return {
+        "prefix": prefix(value.value) if value is not None and value.value else None,
+        "lastRotated": last,
+        "nextRotation": following,
     }
-    return found
 
 
 def _says_programmed(status: Mapping[str, Any], generation: int) -> bool:

@@ -13,15 +13,16 @@ from time import monotonic
 
 import structlog
 
-from tollhouse.compile import Compiled, compile_snapshot
+from tollhouse.compile import Compiled, Compiler
 from tollhouse.errors import ClusterError
 from tollhouse.resources import Ref, Resources
-from tollhouse.snapshot import shards
 from tollhouse_operator.announce import Announcements
 from tollhouse_operator.cluster import Cluster, backoff
+from tollhouse_operator.encode import Encoder
 from tollhouse_operator.fleet import Census, Fleet
 from tollhouse_operator.judgement import Judgement
 from tollhouse_operator.keys import Keys
+from tollhouse_operator.ledger import Ledger, Verdict
 from tollhouse_operator.ops import Metrics
 from tollhouse_operator.publish import Publisher, SecretSlots, TooLarge
 from tollhouse_operator.pulse import Pulse
@@ -58,6 +59,11 @@ class Leader:
         self._resolved = resolved
         self._pulse = Pulse(quiet=_QUIET_SECONDS, most=_MOST_SECONDS)
         self._publisher = Publisher(SecretSlots(cluster, *settings.snapshot))
+        self._compiler = Compiler()
+        self._encoder = Encoder()
+        self._ledger = Ledger()
+        self._unjudged: dict[Key, Verdict | None] = {}
+        self._said = False
         self._fleet = Fleet(cluster, settings.service, self._fleet_changed)
         self._announcements = Announcements(self._pulse.beat, self._census)
         self._keys = Keys(cluster, store, settings.base_url, self._key_settled)
@@ -77,7 +83,7 @@ class Leader:
         """An object's content became another."""
         self._pulse.beat()
         if key[0] in ("ApiKey", "Secret"):
-            self._keys.look()
+            self._keys.changed(key)
             self._rotations.changed(key)
 
     def touched(self, key: Key) -> None:
@@ -113,7 +119,8 @@ class Leader:
                     await self._rebuild(limit)
                     limit = _REFERENCE_SECONDS
                     rest_until = monotonic() + min(monotonic() - began, _REST_SECONDS)
-                await self._publisher.sweep()
+                else:
+                    await self._publisher.sweep()
                 if monotonic() - verified > _VERIFY_SECONDS:
                     verified = monotonic()
                     if not await self._publisher.verify():
@@ -135,22 +142,23 @@ class Leader:
     async def _rebuild(self, limit: float | None) -> None:
         began = monotonic()
         resources, coming = self._announcements.joined(await self._resolved(limit))
-        compiled, pieces = await asyncio.to_thread(_compile, resources)
+        compiled, pieces = await asyncio.to_thread(self._compile, resources)
         try:
             published = await self._publisher.publish(pieces)
         except TooLarge as error:
             _log.error("snapshot refused", error=str(error))
             self._metrics.failures.inc()
-            self._judgement.rebuilt(resources, compiled, None, str(error))
+            self._judge(None, str(error))
             return
         number = self._fleet.published(published.digest)
         self._announcements.published(number, coming)
-        self._judgement.rebuilt(resources, compiled, number, None)
+        self._judge(number, None)
         seconds = monotonic() - began
         self._metrics.rebuilds.inc()
         self._metrics.rebuild_seconds.observe(seconds)
         self._metrics.writes.inc(published.written)
-        if published.written or number == 1:
+        if published.written or not self._said:
+            self._said = True
             _log.info(
                 "snapshot in force",
                 digest=published.digest[:12],
@@ -159,6 +167,17 @@ class Leader:
                 keys=compiled.snapshot.key_count(),
                 milliseconds=round(seconds * 1000),
             )
+
+    def _compile(self, resources: Resources) -> tuple[Compiled, dict[str, bytes]]:
+        """Runs in a thread, one call at a time."""
+        compiled = self._compiler.compile(resources, datetime.now(UTC).date())
+        # Kept until they are judged: a rebuild that cannot be published is none.
+        self._unjudged |= self._ledger.changes(resources, compiled)
+        return compiled, self._encoder.encode(compiled.snapshot)
+
+    def _judge(self, number: int | None, obstacle: str | None) -> None:
+        changes, self._unjudged = self._unjudged, {}
+        self._judgement.rebuilt(changes, number, obstacle)
 
     def _census(self) -> Census | None:
         return self._fleet.census() if self._fleet.listed else None
@@ -169,8 +188,3 @@ class Leader:
 
     def _key_settled(self, api_key: Ref) -> None:
         self._judgement.touched(("ApiKey", *api_key))
-
-
-def _compile(resources: Resources) -> tuple[Compiled, dict[str, bytes]]:
-    compiled = compile_snapshot(resources, datetime.now(UTC).date())
-    return compiled, shards(compiled.snapshot)

@@ -36,9 +36,14 @@ class LeaseSettings:
     lease_seconds: float = 15.0
 
     @property
+    def call_seconds(self) -> float:
+        """Bounds one call of the leader: below 12 s of Lease a write must end sooner, too."""
+        return min(CALL_SECONDS, self.lease_seconds / 3)
+
+    @property
     def renew_seconds(self) -> float:
         """How long after a renewal the leader may go on writing."""
-        return self.lease_seconds - min(CALL_SECONDS, self.lease_seconds / 3)
+        return self.lease_seconds - self.call_seconds
 
     @property
     def retry_seconds(self) -> float:

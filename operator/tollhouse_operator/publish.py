@@ -13,7 +13,7 @@ write fails, everything is read anew, and the caller tries again.
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -181,19 +181,30 @@ class Publisher:
         return Published(index.digest, len(fresh) + 1)
 
     async def sweep(self) -> None:
-        """Delete slots that were freed long enough ago. Raises TollhouseError."""
+        """Delete slots that were freed long enough ago. Raises TollhouseError.
+
+        For quiet times: while much changes they are written to again instead.
+        """
         if not self._known:
             return
-        for slot, since in list(self._freed.items()):
-            if self._clock() - since < GRACE_SECONDS:
-                continue
-            try:
+        due = [slot for slot, at in self._freed.items() if self._clock() - at >= GRACE_SECONDS]
+        gate = asyncio.Semaphore(_PARALLEL)
+
+        async def delete(slot: int) -> None:
+            async with gate:
                 await self._slots.delete(slot, self._versions[slot])
-            except TollhouseError:
-                self._known = False
-                raise
             del self._freed[slot], self._versions[slot]
             self._digests.pop(slot, None)
+
+        await self._all(delete(slot) for slot in due)
+
+    async def _all(self, calls: Iterable[Awaitable[None]]) -> None:
+        """Every one to its end; then the first error."""
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                self._known = False
+                raise outcome
 
     async def verify(self) -> bool:
         """Whether the Secrets are as we left them; when not, the next publish reads them anew.
@@ -216,9 +227,16 @@ class Publisher:
         return next((slot for slot, held in self._digests.items() if held == digest), None)
 
     def _free(self, taken: set[int]) -> list[int]:
-        """Slots to write to: those that do not exist first, then the longest free."""
+        """Slots to write to: those that no gateway can be reading any more, which saves deleting
+        them and making new ones; then those that do not exist; then the longest free."""
         usable = set(range(1, SLOTS)) - self._in_force() - taken
-        return sorted(usable, key=lambda slot: (self._freed.get(slot, 0.0), slot))
+        long_ago = self._clock() - GRACE_SECONDS
+
+        def rank(slot: int) -> tuple[bool, float, int]:
+            freed = self._freed.get(slot, 0.0)
+            return not 0.0 < freed <= long_ago, freed, slot
+
+        return sorted(usable, key=rank)
 
     async def _cooled(self, slots: Sequence[int]) -> None:
         latest = max((self._freed.get(slot, 0.0) for slot in slots), default=0.0)
@@ -238,12 +256,7 @@ class Publisher:
             self._digests[slot] = digest_of(shard)
             self._freed[slot] = self._clock()
 
-        outcomes = await asyncio.gather(
-            *(write(slot, shard) for slot, shard in shards.items()), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        await self._all(write(slot, shard) for slot, shard in shards.items())
 
 
 def _index_in(stored: Stored | None) -> Index | None:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from tollhouse.auth import new_key
-from tollhouse.compile import age
+from tollhouse.compiling.memo import age
 from tollhouse.resources import GROUP, VERSION, ApiKey, Ref, ResourceError, parse
 from tollhouse.snapshot import key_digest
 from tollhouse_operator import events, rotation

@@ -24,8 +24,7 @@ PROGRAMMED = "Programmed"
 READY = "Ready"
 _WARNED = ("Accepted", "ResolvedRefs")
 """Conditions whose change is an event."""
-_WRITERS = 8
-_TRIES = 8
+_WRITERS = 16
 _CONFLICT = 409
 
 
@@ -170,6 +169,7 @@ class Statuses:
         self._identity = identity
         self._wanted: dict[Key, Desired] = {}
         self._busy: set[Key] = set()
+        self._failures: dict[Key, int] = {}
         self._work = asyncio.Event()
 
     def want(self, wishes: Mapping[Key, Desired]) -> None:
@@ -200,35 +200,45 @@ class Statuses:
             desired = self._wanted.pop(key)
             self._busy.add(key)
             try:
-                await self._write(key, desired)
+                pause = await self._write(key, desired)
             finally:
                 self._busy.discard(key)
+            if pause is None:
+                self._failures.pop(key, None)
+                continue
+            # Last in the queue, behind what may succeed; a newer wish counts instead.
+            self._wanted.setdefault(key, desired)
+            await asyncio.sleep(pause)
 
-    async def _write(self, key: Key, desired: Desired) -> None:
+    async def _write(self, key: Key, desired: Desired) -> float | None:
+        """None when there is nothing left to do, else how long to wait, in seconds, before the
+        same is tried again."""
         kind, namespace, name = key
-        for attempt in range(_TRIES):
-            seen = self._store.seen(key)
-            if seen is None or seen.uid != desired.uid:
-                return
-            change = patch(seen.status, desired, datetime.now(UTC))
-            if change is None:
-                return
-            happened = notes(seen.status, desired)
-            try:
-                answer = await self._cluster.patch(
-                    path(kind, namespace, name, sub="status"),
-                    {"metadata": {"uid": desired.uid}, "status": change},
-                )
-                self._store.observe(kind, answer, BY_KIND)
-                for note in happened:
-                    await events.post(self._cluster, self._identity, answer, note, "Compile")
-                return
-            except CallError as error:
-                if error.status in (404, _CONFLICT):
-                    return
-                if not error.transient:
-                    _log.error("status refused", kind=kind, namespace=namespace, name=name,
-                               error=str(error))  # fmt: skip
-                    return
-                await asyncio.sleep(error.retry_after or backoff(attempt))
-        _log.warning("status put off", kind=kind, namespace=namespace, name=name)
+        seen = self._store.seen(key)
+        if seen is None or seen.uid != desired.uid:
+            return None
+        change = patch(seen.status, desired, datetime.now(UTC))
+        if change is None:
+            return None
+        happened = notes(seen.status, desired)
+        try:
+            answer = await self._cluster.patch(
+                path(kind, namespace, name, sub="status"),
+                {"metadata": {"uid": desired.uid}, "status": change},
+            )
+            self._store.observe(kind, answer, BY_KIND)
+            for note in happened:
+                await events.post(self._cluster, self._identity, answer, note, "Compile")
+            return None
+        except CallError as error:
+            if error.status == 404:
+                return None
+            # A conflict over the uid ends as soon as the watch shows the other object.
+            if not (error.transient or error.status == _CONFLICT):
+                _log.error("status refused", kind=kind, namespace=namespace, name=name,
+                           error=str(error))  # fmt: skip
+                return None
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            _log.warning("status put off", kind=kind, namespace=namespace, name=name,
+                         error=str(error), failures=failures)  # fmt: skip
+            return error.retry_after or backoff(failures - 1)

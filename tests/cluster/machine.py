@@ -6,6 +6,7 @@ is built lies in a cache that all of them share.
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -116,7 +117,12 @@ def start(name: str, *args: object, inside: bool = False) -> None:
     if inside:
         # Not `ip netns exec`: that one hides the mounts of the cgroups.
         argv = ["nsenter", f"--net=/run/netns/{NETNS}", *argv]
-    with (LOGS / f"{name}.log").open("wb") as log:
+    (RUN / f"{name}.argv").write_text(json.dumps(argv))
+    _run(name, argv)
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    with (LOGS / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -129,14 +135,37 @@ def start(name: str, *args: object, inside: bool = False) -> None:
         pids.write(f"{process.pid} {_started(process.pid)} {name}\n")
 
 
+def stop_one(name: str) -> None:
+    """Stop one component as a crash does: it takes leave of nobody. Raises ClusterError when it
+    does not run."""
+    lines = [line.split() for line in PIDS.read_text().splitlines()] if PIDS.exists() else []
+    ours = [int(pid) for pid, started, of in lines if of == name and _started(int(pid)) == started]
+    if not ours:
+        raise ClusterError(f"{name} does not run in {RUN}")
+    _signal(ours, signal.SIGKILL)
+    _stop(ours, 0)
+
+
+def start_again(name: str) -> None:
+    """Start a component as it was started before. Raises ClusterError when it never was."""
+    recorded = RUN / f"{name}.argv"
+    if not recorded.exists():
+        raise ClusterError(f"{name} was never started in {RUN}")
+    _run(name, json.loads(recorded.read_text()))
+
+
 def stop() -> None:
     """Stop what ``start`` started, last first; SIGKILL for what has not gone after 2 s."""
     if not PIDS.exists():
         return
     lines = [line.split() for line in reversed(PIDS.read_text().splitlines())]
-    ours = [int(pid) for pid, started, _ in lines if _started(int(pid)) == started]
+    _stop([int(pid) for pid, started, _ in lines if _started(int(pid)) == started], 2)
+
+
+def _stop(ours: Sequence[int], patience: float) -> None:
+    """SIGTERM, then SIGKILL for what has not gone after ``patience`` seconds."""
     _signal(ours, signal.SIGTERM)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + patience
     while any(_alive(pid) for pid in ours) and time.monotonic() < deadline:
         time.sleep(0.05)
     _signal(ours, signal.SIGKILL)

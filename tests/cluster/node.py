@@ -1,7 +1,7 @@
 """A node that runs pods: a network namespace, containerd, kubelet, kube-proxy and CoreDNS.
 
 It needs root and the Debian packages containerd, runc, containernetworking-plugins, iproute2,
-iptables, conntrack, gcc and buildah. One at a time: its addresses are fixed.
+iptables, conntrack, procps, gcc and buildah. One at a time: its addresses are fixed.
 """
 
 import contextlib
@@ -14,7 +14,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from control_plane import DNS_IP, POD_CIDR, SERVICE_CIDR
-from machine import KUBECONFIG, NETNS, PKI, QUIET, RUN, kubectl, need, sh, start, wait
+from machine import (
+    KUBECONFIG,
+    NETNS,
+    PKI,
+    QUIET,
+    RUN,
+    ClusterError,
+    MissingError,
+    kubectl,
+    need,
+    sh,
+    start,
+    wait,
+)
 
 HOST_IP, NODE_IP = "10.233.0.1", "10.233.0.2"
 _HOST_LINK = "tollhouse-host"
@@ -25,7 +38,16 @@ _SOCKET = RUN / "containerd.sock"
 def network() -> None:
     """A namespace that is the node, joined to this host by one veth pair."""
     need("ip", "nsenter", "containerd", "runc", "iptables", "conntrack", "gcc", "buildah", "ctr")
-    _NAMESPACES_BEFORE.write_text("\n".join(_namespaces()))
+    need("ps")
+    if os.getuid() != 0:
+        raise MissingError("a node that runs pods needs root")
+    before = _namespaces()
+    if NETNS in before:
+        raise ClusterError(
+            "another node runs on this machine, and there can be one: stop it with "
+            "`cluster.py down` and its TOLLHOUSE_TESTCLUSTER_DIR"
+        )
+    _NAMESPACES_BEFORE.write_text("\n".join(before))
     sh("ip", "netns", "add", NETNS)
     sh(
         *("ip", "link", "add", _HOST_LINK, "type", "veth"),
@@ -85,6 +107,8 @@ def run() -> None:
 def load(archives: Iterable[Path]) -> None:
     """Import image archives (docker-archive) into the node."""
     for archive in archives:
+        if not _SOCKET.exists():
+            raise ClusterError(f"no node runs in {RUN}: `cluster.py up --node` starts one")
         sh(
             *("ctr", "-a", _SOCKET, "-n", "k8s.io", "images", "import", archive),
             stdout=subprocess.DEVNULL,

@@ -105,7 +105,9 @@ def test_a_cluster_is_explained_to_a_person_who_may_read_no_secret(
         f"{namespace}/mock",
         f"{namespace}/ready",
     ]
-    assert [it["says"] for it in found["limits"]] == ["60 requests per Minute"]
+    assert [it["says"] for it in found["limits"]] == [
+        "requests-per-minute: 60 requests per minute; without the counters: Local"
+    ]
     (left_out,) = found["passed_over"]
     assert left_out["what"] == f"target 2, Provider {namespace}/late"
 

@@ -93,17 +93,20 @@ def running_cluster() -> Iterator[KubernetesCluster]:
     """A cluster, for as long as the context lasts. Raises NoClusterError when there can be none."""
     named = os.environ.get("TOLLHOUSE_TEST_KUBECONFIG")
     if named:
-        yield KubernetesCluster(Path(named), _kubectl())
-    elif _docker_answers() and shutil.which("kind"):
-        with _kind() as cluster:
+        # One of ours has the kubectl that fits it beside it.
+        own = Path(named).parent / "bin" / "kubectl"
+        yield KubernetesCluster(Path(named), str(own) if own.exists() else _kubectl())
+    elif kind_can_be_had():
+        with kind() as cluster:
             yield cluster
     else:
-        with _built() as cluster:
+        with built() as cluster:
             yield cluster
 
 
 @contextlib.contextmanager
-def _kind() -> Iterator[KubernetesCluster]:
+def kind() -> Iterator[KubernetesCluster]:
+    """A cluster of kind's, which runs pods."""
     name = f"tollhouse-test-{os.getpid()}"
     with tempfile.TemporaryDirectory() as directory:
         kubeconfig = Path(directory) / "kubeconfig"
@@ -116,7 +119,8 @@ def _kind() -> Iterator[KubernetesCluster]:
 
 
 @contextlib.contextmanager
-def _built() -> Iterator[KubernetesCluster]:
+def built(*flags: str) -> Iterator[KubernetesCluster]:
+    """A cluster that ``tests/cluster`` builds; ``--node`` among the flags: one that runs pods."""
     _sweep()
     with contextlib.ExitStack() as stack:
         run = Path(tempfile.gettempdir()) / f"{_prefix()}{os.getpid()}"
@@ -124,9 +128,9 @@ def _built() -> Iterator[KubernetesCluster]:
             "TOLLHOUSE_TESTCLUSTER_DIR": str(run),
             "TOLLHOUSE_TEST_LOGS": str(planted.log_directory()),
         }
-        _cluster("build", environ, BUILD_SECONDS)
-        stack.callback(_cluster, "down", environ, START_SECONDS)
-        _cluster("up", environ, START_SECONDS)
+        _cluster(("build", *flags), environ, BUILD_SECONDS)
+        stack.callback(_cluster, ("down",), environ, START_SECONDS)
+        _cluster(("up", *flags), environ, START_SECONDS)
         yield KubernetesCluster(run / "admin.kubeconfig", str(run / "bin" / "kubectl"))
 
 
@@ -140,7 +144,7 @@ def _sweep() -> None:
         owner = run.name.removeprefix(_prefix())
         if owner.isdecimal() and not _alive(int(owner)):
             environ = os.environ | {"TOLLHOUSE_TESTCLUSTER_DIR": str(run)}
-            _cluster("down", environ, START_SECONDS)
+            _cluster(("down",), environ, START_SECONDS)
 
 
 def _alive(pid: int) -> bool:
@@ -153,12 +157,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _cluster(command: str, environ: Mapping[str, str], timeout: float) -> None:
-    done = _run(sys.executable, str(CLUSTER), command, environ=environ, timeout=timeout)
+def _cluster(command: Sequence[str], environ: Mapping[str, str], timeout: float) -> None:
+    done = _run(sys.executable, str(CLUSTER), *command, environ=environ, timeout=timeout)
     if done.returncode == _LACKING:
         raise NoClusterError(done.stderr.strip())
     if done.returncode:
-        raise RuntimeError(f"cluster.py {command} failed: {done.stderr.strip()[-4000:]}")
+        raise RuntimeError(f"cluster.py {command[0]} failed: {done.stderr.strip()[-4000:]}")
 
 
 def _kubectl() -> str:
@@ -168,8 +172,9 @@ def _kubectl() -> str:
     return found
 
 
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
+def kind_can_be_had() -> bool:
+    """Whether kind is installed and Docker answers."""
+    if shutil.which("kind") is None or shutil.which("docker") is None:
         return False
     try:
         return _run("docker", "info", timeout=10).returncode == 0

@@ -115,7 +115,7 @@ def running(
     """An operator that leads and has published."""
     operator = launch(kubeconfig, namespace, *arguments, name=name)
     try:
-        operator.until("snapshot in force")
+        operator.until("snapshot in force", 60)
         yield operator
     finally:
         operator.stop()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tollhouse.compile import (
     Compiled,
+    Compiler,
     Finding,
     Reason,
     compile_snapshot,
@@ -133,35 +134,6 @@ class TestConflicts:
         younger["metadata"]["creationTimestamp"] = made(2)
         assert list(compiled(ECHO, younger, older).snapshot.routes) == ["ai/zzz"]
 
-    @pytest.mark.parametrize(
-        ("one", "other", "clash"),
-        [
-            ({"from": "Same"}, {"from": "Same"}, False),
-            ({"from": "All"}, {"from": "Same"}, True),
-            ({"from": "All"}, {"from": "All"}, True),
-            ("b", {"from": "Same"}, True),
-            ("c", {"from": "Same"}, False),
-            ("c", "c", True),
-            ("c", "d", False),
-        ],
-    )
-    def test_routes_clash_where_anybody_would_see_both(self, one, other, clash):
-        def shared(with_: Any) -> Any:
-            if isinstance(with_, dict):
-                return with_
-            name = {"kubernetes.io/metadata.name": with_}
-            return {"from": "Selector", "selector": {"matchLabels": name}}
-
-        spaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": it}}
-                  for it in "abcd"]  # fmt: skip
-        spec = {"models": ["x"], "targets": [{"provider": {"name": "echo"}}]}
-        result = compiled(
-            *spaces,
-            manifest("ModelRoute", "one", {**spec, "shareWith": shared(one)}, "a"),
-            manifest("ModelRoute", "two", {**spec, "shareWith": shared(other)}, "b"),
-        )
-        assert (len(result.snapshot.routes) == 1) is clash
-
     def test_a_current_key_goes_before_one_that_was_rotated_away(self):
         import hashlib
         import json
@@ -265,11 +237,25 @@ def test_ten_thousand_callers_compile_in_reasonable_time():
         inventory.apply(secret(f"k{number}", f"ns-{number % 200}", OPENAI_API_KEY=key))
     resources = inventory.resources()
     start = time.perf_counter()
-    result = compile_snapshot(resources)
-    print(f"10,000 ApiKeys and 1,000 ModelRoutes compile in {time.perf_counter() - start:.2f} s")
+    compiler = Compiler()
+    result = compiler.compile(resources)
+    whole = time.perf_counter() - start
     assert result.findings == ()
     assert result.snapshot.key_count() == 10_000
-    assert time.perf_counter() - start < 10
+    changes = []
+    for number in range(10):
+        inventory.apply(manifest("ApiKey", "k7", {"owner": f"team-new-{number}"}, "ns-7"))
+        resources = inventory.resources()
+        start = time.perf_counter()
+        compiler.compile(resources)
+        changes.append(time.perf_counter() - start)
+    once_more = sorted(changes)[len(changes) // 2]
+    print(
+        f"10,000 ApiKeys and 1,000 ModelRoutes compile in {whole:.2f} s, once more after one "
+        f"change in {once_more * 1000:.0f} ms"
+    )
+    assert whole < 10
+    assert once_more < whole / 2
 
 
 @pytest.mark.parametrize(

@@ -150,15 +150,21 @@ class TestServed:
     def test_limits_and_budgets_by_whom_and_how_much(self, view: View) -> None:
         found = asked(view, "gpt-4o")
         assert [(it.source, it.says) for it in found.limits] == [
-            ("ApiKey shop/checkout", "60 requests per Minute"),
-            ("ApiKey shop/checkout", "8 requests at once"),
+            (
+                "ApiKey shop/checkout",
+                "requests-per-minute: 60 requests per minute; without the counters: Local",
+            ),
+            (
+                "ApiKey shop/checkout",
+                "concurrent: 8 requests at once; without the counters: Local",
+            ),
             (
                 "RateLimitPolicy ai/by-route",
-                "burst: 600 requests per Minute, scope Shared; without the counters: Deny",
+                "burst: 600 requests per minute; without the counters: Deny",
             ),
         ]
         assert [(it.source, it.says) for it in found.budgets] == [
-            ("ApiKey shop/checkout", "50.00 USD per Month (Europe/Paris), then Reject"),
+            ("ApiKey shop/checkout", "50 USD per Month (Europe/Paris), then Reject"),
             ("Budget shop/payments", "1000 USD per Month (UTC), then Reject"),
         ]
 

@@ -16,7 +16,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-build.lock")
+LOCKS = (
+    "requirements.lock",
+    "requirements-dev.lock",
+    "requirements-build.lock",
+    "requirements-tools.lock",
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -94,6 +99,8 @@ class TestLocks:
         assert missing(runtime, "requirements.lock") == []
         assert missing(runtime + development, "requirements-dev.lock") == []
         assert missing(building, "requirements-build.lock") == []
+        inspecting = PROJECT["dependency-groups"]["tools"]
+        assert missing(inspecting, "requirements-tools.lock") == []
 
     def test_the_development_lock_has_the_runtime_locks_versions(self) -> None:
         assert locked("requirements.lock").items() <= locked("requirements-dev.lock").items()

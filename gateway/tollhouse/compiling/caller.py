@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
 from tollhouse import snapshot as live
 from tollhouse.compiling.limits import Attached, allowance, key_limits
 from tollhouse.compiling.names import Names
@@ -25,13 +27,19 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 class Caller:
     """An ApiKey's entry, and the digests (SHA-256, hex) that it is to stand under.
 
-    ``current`` is None when its Secret has no key. ``previous`` holds older keys, each with the
-    instant until which it is valid, in seconds since the epoch.
+    ``current`` is None when its Secret has no key. ``previous`` holds older keys, each with its
+    own entry, which says until when it is valid.
     """
 
     key: live.Key
     current: str | None
-    previous: tuple[tuple[str, float], ...]
+    previous: tuple[tuple[str, live.Key], ...]
+
+
+def secret_of(resource: ApiKey, resources: Resources) -> SecretObject | None:
+    """The Secret that holds the caller's key, where there is one."""
+    name = resource.spec.secret_name or resource.metadata.name
+    return resources.secrets.get((resource.metadata.namespace, name))
 
 
 def compile_caller(
@@ -43,17 +51,20 @@ def compile_caller(
 ) -> Caller:
     """The caller, and among ``found`` what there is to say about it."""
     ref = (resource.metadata.namespace, resource.spec.secret_name or resource.metadata.name)
-    secret = resources.secrets.get(ref)
-    caller = Caller(
-        key=_key(resource, attached, found),
-        current=_current(resource, ref, secret, found),
-        previous=tuple(_previous(resource, secret, found)) if secret else (),
-    )
+    secret, key = secret_of(resource, resources), _key(resource, attached, found)
+    current = _current(resource, ref, secret, found)
+    previous = _previous(resource, secret, found) if secret else []
     found += _remarks(resource, names)
     if resources.standalone and resource.spec.rotation is not None:
         message = "keys in a folder are not rotated: write a new one into the Secret yourself"
         found.append(warning(resource, "spec.rotation", Reason.NOT_ENFORCED, message))
-    return caller
+    return Caller(
+        key=key,
+        current=current,
+        previous=tuple(
+            (digest, msgspec.structs.replace(key, valid_until=until)) for digest, until in previous
+        ),
+    )
 
 
 def _key(resource: ApiKey, attached: Attached, found: list[Finding]) -> live.Key:

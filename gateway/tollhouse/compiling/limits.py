@@ -80,6 +80,10 @@ class Attachments:
             for namespace, made_from in found.items()
         }
 
+    def scopes(self) -> tuple[Attached, ...]:
+        """All that differs from one namespace to another."""
+        return tuple(self._within.values())
+
     def within(self, namespace: str) -> Attached:
         """What the policies and Budgets of this namespace concern."""
         return self._within.get(namespace, NOTHING_ATTACHED)

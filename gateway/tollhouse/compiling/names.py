@@ -1,9 +1,11 @@
 """Who sees which model names: the part of compiling that looks at all routes together."""
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
-from tollhouse.inventory import NAMESPACE_LABEL
+from tollhouse.inventory import NAMESPACE_LABEL, PLATFORM_LABEL
 from tollhouse.resources import LabelSelector, ModelRoute, Resources
 from tollhouse.snapshot import Route
 
@@ -16,7 +18,13 @@ class Namespaces:
         labels = {name: {NAMESPACE_LABEL: name} for name in names}
         labels |= {name: dict(it.labels) for name, it in resources.namespaces.items()}
         self._labels = dict(sorted(labels.items()))
+        self._platform = resources.platform
         self._selected: dict[str, tuple[str, ...]] = {}
+
+    def platform(self, namespace: str) -> bool:
+        """Whether the routes of this namespace go before those that others share."""
+        labels = self._labels.get(namespace, {})
+        return namespace in self._platform or labels.get(PLATFORM_LABEL) == "true"
 
     def shared_with(self, route: ModelRoute) -> tuple[str, ...] | None:
         """The namespaces whose ApiKeys may call the route, its own among them; None: all."""
@@ -37,57 +45,114 @@ class Namespaces:
 
 
 class Claims:
-    """Which routes have which names, and for whom. Routes come oldest first."""
+    """Which routes have which names. Routes come oldest first.
+
+    Within a namespace a name belongs to one route. Across namespaces nobody takes a name from
+    anybody: ``overlaps`` tells where several routes answer to one, and ``routing`` decides for each
+    namespace which of them its callers meet.
+    """
 
     def __init__(self) -> None:
         self.routes: list[Route] = []
-        self._taken: dict[str, dict[str | None, Route]] = {}
+        self._taken: dict[tuple[str, str], Route] = {}
+        self._named: dict[str, list[Route]] = {}
 
     def claim(self, route: Route) -> tuple[str, Route] | None:
-        """Takes all names of a route; or takes none, and returns one that somebody who would see
-        this route sees already, with the route that has it.
-
-        Two wildcards clash only when they are the same.
-        """
+        """Takes all names of a route; or takes none, and returns one that an older route of its
+        namespace has, with that route. Two wildcards clash only when they are the same."""
         for name in route.models:
-            older = self._holder(name, route)
+            older = self._taken.get((route.namespace, name))
             if older is not None:
                 return name, older
         for name in route.models:
-            scopes = self._taken.setdefault(name, {})
-            for namespace in _scopes(route):
-                scopes[namespace] = route
+            self._taken[route.namespace, name] = route
+            self._named.setdefault(name, []).append(route)
         self.routes.append(route)
         return None
 
-    def _holder(self, name: str, route: Route) -> Route | None:
-        scopes = self._taken.get(name)
-        if not scopes:
-            return None
-        if route.shared_with is None:
-            return next(iter(scopes.values()))
-        seen_by = (None, *route.shared_with)
-        return next((scopes[namespace] for namespace in seen_by if namespace in scopes), None)
+    def overlaps(self) -> "Iterator[Overlap]":
+        """The names for which a route stands behind or before one that takes precedence over it.
+
+        A platform's route is told nothing: others do not take its names, but hide them from
+        themselves.
+        """
+        for name, routes in self._named.items():
+            if len(routes) == 1:
+                continue
+            beyond = [it for it in routes if it.shared_with != (it.namespace,)]
+            beyond.sort(key=lambda it: it.precedence)
+            for route in routes:
+                if not route.platform:
+                    yield from _overlaps(name, route, beyond)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """``own``: callers in the route's own namespace get it, and not the other. Otherwise callers
+    in namespaces that have neither, and see both, get the other."""
+
+    name: str
+    route: Route
+    other: Route
+    own: bool
+
+
+def _overlaps(name: str, route: Route, beyond: Sequence[Route]) -> Iterator[Overlap]:
+    """At most one of each sort; ``beyond`` holds what other namespaces see, the first first."""
+    before = list(takewhile(lambda it: it.precedence < route.precedence, beyond))
+    hidden = next((it for it in before if it.seen_from(route.namespace)), None)
+    if hidden is not None:
+        yield Overlap(name, route, hidden, own=True)
+    first = next((it for it in before if _seen_together(it, route)), None)
+    if first is not None:
+        yield Overlap(name, route, first, own=False)
+
+
+def _seen_together(one: Route, other: Route) -> bool:
+    """Whether some namespace that has neither of these routes sees both."""
+    if one.shared_with is None and other.shared_with is None:
+        return True
+    named = {*(one.shared_with or ()), *(other.shared_with or ())}
+    return any(
+        one.seen_from(it) and other.seen_from(it) for it in named - {one.namespace, other.namespace}
+    )
 
 
 class Names:
-    """The names that each namespace sees, as patterns can be looked up in them."""
+    """The names that each namespace sees, as patterns can be looked up in them.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._scopes: dict[str | None, _Scope] = {}
+    What is as it was in the ``Names`` before is taken from there, the same object.
+    """
+
+    def __init__(self, routes: Iterable[Route], before: "Names | None" = None) -> None:
+        named: dict[str | None, list[_Named]] = {}
         for route in routes:
             for namespace in _scopes(route):
-                self._scopes.setdefault(namespace, _Scope()).add(route)
+                named.setdefault(namespace, []).append((route.models, route.families))
+        known = before._scopes if before is not None else {}
+        self._scopes: dict[str | None, _Scope] = {}
+        for namespace, it in named.items():
+            old = known.get(namespace)
+            self._scopes[namespace] = old if old is not None and old.named == it else _Scope(it)
+
+    def scopes(self) -> "tuple[object, ...]":
+        """What all answers depend on."""
+        return (*self._scopes, *self._scopes.values())
+
+    def seen(self, namespace: str) -> "tuple[_Scope | None, _Scope | None]":
+        """What the answers for this namespace depend on."""
+        return self._scopes.get(None), self._scopes.get(namespace)
 
     def allow(self, namespace: str, pattern: str) -> bool:
         """Whether an allow-list's entry admits anything that the namespace sees."""
-        return any(scope.admitted(pattern) for scope in self._seen(namespace))
+        return any(scope.admitted(pattern) for scope in self.seen(namespace) if scope)
 
     def resolve(self, namespace: str, name: str) -> bool:
         """Whether a name that the namespace's callers ask for comes to a route."""
         return any(
             scope.admitted(name) or name in scope.bare or scope.known(name)
-            for scope in self._seen(namespace)
+            for scope in self.seen(namespace)
+            if scope
         )
 
     def choosable(self, namespace: str, pattern: str) -> bool:
@@ -95,27 +160,17 @@ class Names:
         for a whole name whatever it comes to."""
         if not pattern.endswith("*"):
             return self.resolve(namespace, pattern)
-        return any(scope.names(pattern[:-1]) for scope in self._seen(namespace))
-
-    def _seen(self, namespace: str) -> "list[_Scope]":
-        return [self._scopes[it] for it in (None, namespace) if it in self._scopes]
+        return any(scope.names(pattern[:-1]) for scope in self.seen(namespace) if scope)
 
 
 class _Scope:
-    def __init__(self) -> None:
-        self.bare: set[str] = set()
-        self._exact: list[str] = []
-        self._prefixes: set[str] = set()
-        self._families: set[str] = set()
-
-    def add(self, route: Route) -> None:
-        self.bare.add(route.models[0].rpartition("/")[2])
-        self._families.update(route.families)
-        for name in route.models:
-            if name.endswith("*"):
-                self._prefixes.add(name[:-1])
-            else:
-                insort(self._exact, name)
+    def __init__(self, named: "list[_Named]") -> None:
+        self.named = named
+        self.bare = {models[0].rpartition("/")[2] for models, _ in named}
+        names = [name for models, _ in named for name in models]
+        self._exact = sorted(name for name in names if not name.endswith("*"))
+        self._prefixes = {name[:-1] for name in names if name.endswith("*")}
+        self._families = {it for _, families in named for it in families}
 
     def known(self, name: str) -> bool:
         """Whether a bare name belongs to a family that some wildcard serves."""
@@ -146,3 +201,7 @@ class _Scope:
 def _scopes(route: Route) -> tuple[str | None, ...]:
     """The namespaces that see a route; None stands for all."""
     return (None,) if route.shared_with is None else route.shared_with
+
+
+_Named = tuple[tuple[str, ...], tuple[str, ...]]
+"""A route's models and families."""

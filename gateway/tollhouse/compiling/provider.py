@@ -13,6 +13,22 @@ SPOKEN_TYPES = ("OpenAI", "Mock")
 OPENAI_URL = "https://api.openai.com/v1"
 
 
+def named_by_provider(resource: Provider, resources: Resources) -> tuple[object, ...]:
+    """All that ``compile_provider`` looks at beside the Provider itself; None for what is not
+    there. With the same objects it gives the same."""
+    spec, namespace = resource.spec, resource.metadata.namespace
+    found: list[object] = []
+    if spec.credentials is not None and spec.credentials.secret_ref is not None:
+        found.append(resources.secrets.get((namespace, spec.credentials.secret_ref.name)))
+    if spec.tls is not None:
+        ref = (namespace, spec.tls.ca_ref.name)
+        secret = spec.tls.ca_ref.kind == "Secret"
+        found.append((resources.secrets if secret else resources.config_maps).get(ref))
+    if spec.service_ref is not None:
+        found.append(resources.services.get((namespace, spec.service_ref.name)))
+    return tuple(found)
+
+
 def compile_provider(
     resource: Provider, resources: Resources, found: list[Finding]
 ) -> live.Provider | None:

@@ -216,7 +216,7 @@ def _resolved(
     refusal = None
     if not route.targets:
         refusal = _refusal(failures.answer_for(NoTarget("no target"), route, None, 0))
-    limits, budgets = bounds(resources, caller, resolution)
+    limits, budgets = bounds(compiled.snapshot, caller, resolution)
     return replace(
         found,
         refusal=refusal,

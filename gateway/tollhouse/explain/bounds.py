@@ -1,12 +1,14 @@
-"""The limits and budgets that a request would have to pass, in words."""
+"""The limits and budgets that a request would have to pass, in words.
 
-from collections.abc import Mapping
+They are those that the gateway itself plans by, so that what is explained is what is enforced.
+"""
+
 from dataclasses import dataclass
 
-from tollhouse.kinds.caller import KeyBudget, Limit
-from tollhouse.resources import Ref, Resources
+from tollhouse.limits import answers, plan
+from tollhouse.limits.plan import MONEY, Rule
 from tollhouse.routing import Resolution
-from tollhouse.snapshot import Key
+from tollhouse.snapshot import Key, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,75 +20,36 @@ class Bound:
 
 
 def bounds(
-    resources: Resources, caller: Key, resolution: Resolution
+    snapshot: Snapshot, caller: Key, resolution: Resolution
 ) -> tuple[tuple[Bound, ...], tuple[Bound, ...]]:
-    """The limits and the budgets that the request would have to pass."""
-    route = resolution.route
-    resource = resources.api_keys[caller.namespace, caller.name]
-    whose = f"ApiKey {caller.id}"
-    limits = [Bound(whose, _limit(it)) for it in resource.spec.limits]
-    budgets = []
-    if resource.spec.budget is not None:
-        budgets.append(Bound(whose, _money(resource.spec.budget, "Reject")))
-    met: dict[tuple[str, Ref], Mapping[str, str]] = {
-        ("ApiKey", resource.ref): resource.metadata.labels
-    }
-    if (known := resources.routes.get((route.namespace, route.name))) is not None:
-        met["ModelRoute", known.ref] = known.metadata.labels
-    for target in route.targets:
-        namespace, _, name = target.provider.partition("/")
-        provider = resources.providers.get((namespace, name))
+    """The limits and the budgets that the request would have to pass; a provider's own limits
+    count only where it is tried."""
+    rules = list(plan.of_request(snapshot, caller, resolution).rules)
+    for target in resolution.route.targets:
+        provider = snapshot.providers.get(target.provider)
         if provider is not None:
-            met["Provider", provider.ref] = provider.metadata.labels
-    for ref, policy in sorted(resources.policies.items()):
-        spec = policy.spec
-        named = {(it.kind, (ref[0], it.name)) for it in spec.target_refs or ()}
-        chosen = spec.selector
-        if not any(
-            about in named
-            or (
-                chosen is not None
-                and about[0] == chosen.kind
-                and about[1][0] == ref[0]
-                and chosen.matches(labels)
-            )
-            for about, labels in met.items()
-        ):
-            continue
-        names = (resolution.model, *route.models)
-        limits += [
-            Bound(
-                f"RateLimitPolicy {'/'.join(ref)}",
-                f"{it.name}: {_limit(it)}, scope {it.scope}; "
-                f"without the counters: {spec.on_store_failure}",
-            )
-            for it in spec.limits
-            if it.models is None or any(_matches(one, name) for one in it.models for name in names)
-        ]
-    budgets += [
-        Bound(f"Budget {'/'.join(ref)}", _money(budget.spec, budget.spec.on_exceeded))
-        for ref, budget in sorted(resources.budgets.items())
-        if ref[0] == caller.namespace and budget.spec.selector.matches(resource.metadata.labels)
-    ]
-    return tuple(limits), tuple(budgets)
+            rules += plan.of_provider(snapshot, caller, resolution, provider).rules
+    # Two targets at one provider meet the same limits.
+    once = list({rule.counter: rule for rule in rules}.values())
+    limits = tuple(Bound(_source(it), _limit(it)) for it in once if it.counts != MONEY)
+    budgets = tuple(Bound(_source(it), _money(it)) for it in once if it.counts == MONEY)
+    return limits, budgets
 
 
-def _limit(limit: Limit) -> str:
-    for count, noun in (
-        (limit.requests, "requests"),
-        (limit.tokens, "tokens"),
-        (limit.input_tokens, "prompt tokens"),
-        (limit.output_tokens, "answer tokens"),
-    ):
-        if count is not None:
-            return f"{count} {noun} per {limit.per}"
-    return f"{limit.concurrent} requests at once"
+def _source(rule: Rule) -> str:
+    return rule.whose.removeprefix("the budget of the ").removeprefix("of ").removeprefix("the ")
 
 
-def _money(budget: KeyBudget, on_exceeded: str) -> str:
-    every = "in all" if budget.period == "Total" else f"per {budget.period} ({budget.time_zone})"
-    return f"{budget.amount} USD {every}, then {on_exceeded}"
+def _limit(rule: Rule) -> str:
+    name, failing = rule.name.rpartition("/")[2], rule.failing.value
+    at_once = rule.counts == "concurrent"
+    rate = f"{rule.limit} requests at once" if at_once else answers.rate(rule)
+    each = " for each `user`" if rule.by_user else ""
+    return f"{name}: {rate}{each}; without the counters: {failing}"
 
 
-def _matches(pattern: str, name: str) -> bool:
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+def _money(rule: Rule) -> str:
+    given = rule.allowance
+    every = "in all" if given.period == "Total" else f"per {given.period} ({given.time_zone})"
+    then = "Reject" if rule.rejects else "Warn"
+    return f"{answers.usd(given.amount)} USD {every}, then {then}"

@@ -84,7 +84,7 @@ def too_large(lines: Iterable[Line]) -> RequestError | None:
         else:
             asks = f"may take {count.amount} {rule.counts.replace('_', ' ')}, more than "
             asks += f"{rule.title} {rule.whose} ever allows"
-            allowed = _rate(rule)
+            allowed = rate(rule)
         return RequestError(
             _code(rule),
             f"This request {asks} ({allowed}). Set a lower `max_tokens`, or send a shorter prompt.",
@@ -141,7 +141,7 @@ def _exceeded(line: Line, state: State) -> RequestError:
         )
     else:
         metadata["resets_in"] = state.resets
-        message = f"{_subject(rule)} allows {_rate(rule)}"
+        message = f"{_subject(rule)} allows {rate(rule)}"
         if rule.counts == "requests":
             message += f", and they are used. Try again in {wait} s."
         else:
@@ -212,7 +212,8 @@ def _subject(rule: Rule) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def _rate(rule: Rule) -> str:
+def rate(rule: Rule) -> str:
+    """How much a limit allows, and per what: ``60 requests per minute``."""
     unit = _UNITS.get(rule.window, f"{rule.window:g} s")
     return f"{rule.limit} {rule.counts.replace('_', ' ')} per {unit}"
 

@@ -97,6 +97,11 @@ class Plan:
         """Whether it matters how large a request is."""
         self.spends = any(rule.counts == MONEY for rule, _ in self._entries)
 
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The limits and budgets in it."""
+        return tuple(rule for rule, _ in self._entries)
+
     def lines(self, user: str | None, demand: Demand, now: float) -> list[Line]:
         """What a request of this size takes; ``now`` in seconds since the epoch, ``user`` the
         field of that name."""
