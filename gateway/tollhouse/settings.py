@@ -27,6 +27,7 @@ class Settings:
     ops_host: str = "127.0.0.1"
     ops_port: int = 9090
     ledger: str = "none"
+    ledger_length: int = 1_000_000
     store: str = field(default=MEMORY_STORE, repr=False)
     store_scope: str = "default"
     store_timeout: float = 0.1
