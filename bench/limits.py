@@ -4,7 +4,8 @@
 
 Admission and settlement together, against counters in memory: for a key without limits, with three
 limits and a budget, and with a policy on top. Then whole requests through a gateway, by a key
-without limits and by one with them, in turn.
+without limits and by one with them, in turn: of one process, of workers, and with a Redis. Needs
+valkey-server or redis-server on the PATH for the last.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 import overhead  # noqa: E402  # because the path above leads there
 
 from support import gateway as g  # noqa: E402  # because the path above leads there
+from support import redis  # noqa: E402  # because the path above leads there
 from tollhouse.allowance import Allowance, Limit, Policy  # noqa: E402  # because of the paths above
 from tollhouse.api.usage import Usage  # noqa: E402  # because of the paths above
 from tollhouse.limits import Asking, Limits, concern  # noqa: E402  # because of the paths above
@@ -77,8 +79,15 @@ async def micro(key: Key, times: int) -> float:
     return (time.process_time() - begun) / times * 1e6
 
 
-def requests(folder: str) -> None:
-    """Print what whole requests cost by either key."""
+def processor_seconds(gateway: g.Gateway) -> float:
+    """Of the process and its workers."""
+    pid = gateway.process.pid
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(overhead.processor_seconds(int(it)) for it in (pid, *workers))
+
+
+def requests(folder: str, what: str, *flags: str) -> None:
+    """Print what whole requests cost by either key at a gateway with these flags."""
     upstream, port = overhead.start(str(HERE / "upstream.py"))
     limits: list[dict[str, Any]] = [
         {"requests": 10**6, "per": "Minute"},
@@ -97,18 +106,18 @@ def requests(folder: str) -> None:
                 {"provider": {"name": "up"}, "pricing": {"input": "2.50", "output": "10"}},
             ),
         )
-        with g.running(folder, name="bench-limits") as gateway:
+        with g.running(folder, *flags, name="bench-limits", seconds=60) as gateway:
             costs: dict[str, list[float]] = {g.KEY: [], g.OTHER_KEY: []}
             for _ in range(ROUNDS):
                 for key, found in costs.items():
-                    before = overhead.processor_seconds(gateway.process.pid)
+                    before = processor_seconds(gateway)
                     asyncio.run(overhead.load(gateway.port, 2000, stream=False, key=key))
-                    took = overhead.processor_seconds(gateway.process.pid) - before
+                    took = processor_seconds(gateway) - before
                     found.append(took / 2000 * 1e6)
             plain, limited = (statistics.median(found) for found in costs.values())
             print(
-                f"whole answers: {plain:.0f} us without limits, {limited:.0f} us with three limits "
-                f"and a budget, ratio {limited / plain:.2f}"
+                f"whole answers, {what}: {plain:.0f} us without limits, {limited:.0f} us with "
+                f"three limits and a budget, ratio {limited / plain:.2f}"
             )
     finally:
         upstream.kill()
@@ -124,7 +133,10 @@ def main() -> None:
         figures = [asyncio.run(micro(key, times)) for _ in range(ROUNDS)]
         print(f"admission and settlement, {name}: {statistics.median(figures):.2f} us")
     with tempfile.TemporaryDirectory() as folder:
-        requests(folder)
+        requests(folder, "one process")
+        requests(folder, "two workers and their parent", "--workers", "2")
+        with redis.running(Path(folder), "--appendonly", "no") as server:
+            requests(folder, "with a Redis", "--store", server.url)
 
 
 if __name__ == "__main__":

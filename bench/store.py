@@ -1,8 +1,9 @@
-"""What it costs to reserve and settle: processor time in memory, round trips in Valkey or Redis.
+"""What it costs to reserve and settle: processor time in memory, that of a worker and of the parent
+that counts for it, and round trips to Valkey or Redis.
 
     .venv/bin/python bench/store.py
 
-Needs valkey-server or redis-server on the PATH for the second half.
+Needs valkey-server or redis-server on the PATH for the last part.
 """
 
 import asyncio
@@ -15,11 +16,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
+from prometheus_client import CollectorRegistry  # noqa: E402  # the same
+
 from support import redis, store_process  # noqa: E402  # because the path above leads there
 from tollhouse.store import Count, Kind, Store  # noqa: E402  # the same
 from tollhouse.store.journal import Journal  # noqa: E402  # the same
 from tollhouse.store.memory import MemoryStore  # noqa: E402  # the same
+from tollhouse.store.served import TIMEOUT, Parent, Served  # noqa: E402  # the same
+from tollhouse.store.shared import SharedStore  # noqa: E402  # the same
 from tollhouse.store.valkey import connect  # noqa: E402  # the same
+from tollhouse.telemetry import Metrics  # noqa: E402  # the same
 
 COUNTS = (
     Count("ns/key/requests", Kind.WINDOW, 10**9, 1, span=60.0),
@@ -48,6 +54,29 @@ async def memory() -> None:
     print(
         f"memory, 3 counts: {min(spent):.1f} µs CPU per reserve + settle (worst {max(spent):.1f})"
     )
+
+
+async def workers() -> None:
+    parent = Served(MemoryStore())
+    for callers in (1, 10, 100):
+        transport, theirs = await parent.connect()
+        metrics = Metrics(CollectorRegistry())
+        store = SharedStore(Parent(theirs), metrics, timeout=TIMEOUT, lease=30.0)
+        running = asyncio.create_task(store.run())
+        await cycle(store, 10)
+        begun, wall = time.process_time(), time.monotonic()
+        await asyncio.gather(*(cycle(store, 2000 // callers) for _ in range(callers)))
+        await store.flush()
+        spent = (time.process_time() - begun) / 2000 * 1e6
+        seconds = time.monotonic() - wall
+        print(
+            f"workers, {callers:3} callers: {spent:.0f} µs CPU of worker and parent together per "
+            f"reserve + settle, {2000 / seconds:.0f}/s"
+        )
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await store.close()
+        transport.abort()
 
 
 async def shared(url: str) -> None:
@@ -80,6 +109,7 @@ async def shared(url: str) -> None:
 
 def main() -> None:
     asyncio.run(memory())
+    asyncio.run(workers())
     with (
         tempfile.TemporaryDirectory() as directory,
         redis.running(Path(directory), "--appendonly", "no") as server,

@@ -69,9 +69,18 @@ def serve(
         str,
         typer.Option(
             envvar="TOLLHOUSE_LEDGER",
-            help="log: one `usage` event among the log lines for each request that was sent; none.",
+            help="An event for each request that was sent: log (among the log lines), "
+            "stream (in the --store's server), or none.",
         ),
     ] = "none",
+    ledger_length: Annotated[
+        int,
+        typer.Option(
+            envvar="TOLLHOUSE_LEDGER_LENGTH",
+            min=1,
+            help="About how many events the stream keeps; the oldest go first.",
+        ),
+    ] = 1_000_000,
     store_scope: Annotated[
         str,
         typer.Option(
@@ -174,8 +183,10 @@ def serve(
         raise _fail("--tls-cert and --tls-key go together")
     if denied_model_status not in (400, 403):
         raise _fail("--denied-model-status is 403 or 400")
-    if ledger not in ("none", "log"):
-        raise _fail("--ledger is log or none")
+    if ledger not in ("none", "log", "stream"):
+        raise _fail("--ledger is log, stream or none")
+    if ledger == "stream" and store == MEMORY_STORE:
+        raise _fail("--ledger stream needs a server to write to: --store redis://…")
     if store != MEMORY_STORE and not _STORE_URL.match(store):
         raise _fail("--store takes memory, or a redis://, rediss:// or unix:// URL")
     if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", store_scope):
@@ -194,6 +205,7 @@ def serve(
         ops_port=ops_port,
         store=store,
         ledger=ledger,
+        ledger_length=ledger_length,
         store_scope=store_scope,
         store_timeout=store_timeout,
         lease=lease,

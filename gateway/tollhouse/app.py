@@ -7,13 +7,13 @@ import signal
 import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from tollhouse import __version__, ops, telemetry
 from tollhouse.errors import ConfigError
-from tollhouse.limits import Limits, plan
+from tollhouse.limits import Limits, ledger, plan
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
@@ -23,6 +23,9 @@ from tollhouse.store import open_store
 from tollhouse.telemetry import Metrics, Tracer
 from tollhouse.tls import Certificate
 from tollhouse.upstream import Upstream
+
+if TYPE_CHECKING:
+    from tollhouse.limits.billing import Billing
 
 log = structlog.get_logger()
 
@@ -52,7 +55,13 @@ class App:
         self._upstream = Upstream(self._metrics, self._tracer)
         self._store = open_store(settings, self._metrics)
         self._limits = Limits(self._store, self._metrics)
-        self._proxy = Proxy(settings, self._upstream, self._limits, self._metrics, self._tracer)
+        self._billing = self._open_billing()
+        write: ledger.Write | None = ledger.to_log if settings.ledger == ledger.LOG else None
+        if self._billing is not None:
+            write = self._billing.write
+        self._proxy = Proxy(
+            settings, self._upstream, self._limits, self._metrics, self._tracer, write
+        )
         self._configured = asyncio.Event()
         self._swapped = asyncio.Event()
         self._stop = asyncio.Event()
@@ -75,14 +84,17 @@ class App:
             async with tasks:
                 following = tasks.create_task(source.run(self._apply, self._report))
                 housekeeping = tasks.create_task(self._housekeeping())
-                counting = tasks.create_task(self._store.run())
+                counting = [tasks.create_task(self._store.run())]
+                if self._billing is not None:
+                    counting.append(tasks.create_task(self._billing.run()))
                 try:
                     if await self._until_configured():
                         await self._serve(stack)
                 finally:
                     following.cancel()
                     housekeeping.cancel()
-                    counting.cancel()
+                    for task in counting:
+                        task.cancel()
         log.info("stopped", port=settings.port)
 
     async def _source(self, stack: AsyncExitStack) -> Source:
@@ -221,9 +233,19 @@ class App:
 
     async def _close(self) -> None:
         async with asyncio.timeout(_CLOSE_SECONDS):
+            if self._billing is not None:
+                await self._billing.close()
             await self._store.close()
             await self._upstream.close()
             await asyncio.to_thread(self._tracer.stop)
+
+    def _open_billing(self) -> "Billing | None":
+        if self._settings.ledger != ledger.STREAM:
+            return None
+        # The client of a shared store takes a while to load, and most gateways do without.
+        from tollhouse.limits.billing import Billing
+
+        return Billing(self._settings, self._metrics)
 
     async def _spend(self) -> list[dict[str, Any]]:
         table = self._proxy.table

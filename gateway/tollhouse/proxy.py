@@ -61,6 +61,7 @@ class Proxy:
         limits: Limits,
         metrics: Metrics,
         tracer: Tracer,
+        write: ledger.Write | None = None,
     ) -> None:
         self.table: Table | None = None
         self.draining = False
@@ -71,7 +72,7 @@ class Proxy:
         self._limits = limits
         self._metrics = metrics
         self._tracer = tracer
-        self._ledger = ledger.writer(settings.ledger)
+        self._ledger = write
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request; nothing is raised but cancellation when the caller has gone."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MEMORY_STORE = "memory"
+PARENT_STORE = "parent:"
+"""Begins what a worker's ``store`` is while its parent counts; a socket's number follows."""
 NO_JOURNAL = "none"
 MAX_INFLIGHT_BYTES = 256 * 1024 * 1024
 
@@ -25,6 +27,7 @@ class Settings:
     ops_host: str = "127.0.0.1"
     ops_port: int = 9090
     ledger: str = "none"
+    ledger_length: int = 1_000_000
     store: str = field(default=MEMORY_STORE, repr=False)
     store_scope: str = "default"
     store_timeout: float = 0.1

@@ -146,6 +146,11 @@ class Metrics:
             ["mode"],
             registry=registry,
         )
+        self.ledger_lost = Counter(
+            "tollhouse_ledger_lost",
+            "Events that the ledger's stream never got, because it was away for too long.",
+            registry=registry,
+        )
         self.store_decisions: Callable[[str], Counter] = functools.cache(store_decisions.labels)
         named = (
             *(requests, duration, attempts, first_byte, passed_over, tokens, estimated_tokens),

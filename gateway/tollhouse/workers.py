@@ -1,9 +1,10 @@
 """Several worker processes behind one port: started, watched, replaced and drained by a parent.
 
 The parent serves no caller. It holds the port without listening, so that the kernel spreads
-connections over the workers, and answers the second port for all of them. Workers are fresh
-interpreters, not forks. Each one reads its orders from standard input, which stays open for as
-long as the parent lives, and writes one line of JSON to standard output whenever its state changes.
+connections over the workers, answers the second port for all of them, and counts for them where
+counters live in memory. Workers are fresh interpreters, not forks. Each one reads its orders from
+standard input, which stays open for as long as the parent lives, and writes one line of JSON to
+standard output whenever its state changes.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ import uvloop
 
 from tollhouse import __version__, app, ops, telemetry
 from tollhouse.errors import ConfigError
-from tollhouse.settings import Settings
+from tollhouse.settings import MEMORY_STORE, Settings
+from tollhouse.store import served
+from tollhouse.store.memory import MemoryStore
+from tollhouse.store.opening import open_journal
 
 log = structlog.get_logger()
 
@@ -78,6 +82,7 @@ class Supervisor:
         self._announced = False
         self._port = 0
         self._metrics = Path()
+        self._counting: served.Served | None = None
         self._states: dict[int, ops.State] = {}
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._stop = asyncio.Event()
@@ -88,12 +93,15 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             self._port = stack.enter_context(_reserved(settings.host, settings.port))
             self._metrics = Path(stack.enter_context(_scratch()))
-            async with ops.serving(
-                settings.ops_host,
-                settings.ops_port,
-                self._state,
-                lambda: telemetry.shared_exposition(self._metrics),
-            ) as ops_port:
+            async with (
+                _counted(settings) as self._counting,
+                ops.serving(
+                    settings.ops_host,
+                    settings.ops_port,
+                    self._state,
+                    lambda: telemetry.shared_exposition(self._metrics),
+                ) as ops_port,
+            ):
                 log.info(
                     "started", version=__version__, ops_port=ops_port, workers=settings.workers
                 )
@@ -122,35 +130,48 @@ class Supervisor:
 
     async def _life(self, number: int) -> tuple[int, str | None]:
         """One worker from start to end: its exit status, and why it could not serve."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "tollhouse",
-            "worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # A terminal's Ctrl-C reaches the parent alone, which then tells the workers.
-            process_group=0,
-        )
-        self._processes[number] = process
-        try:
-            if self._stop.is_set():
-                process.terminate()
-            failure = await self._converse(number, process)
-            return await process.wait(), failure
-        finally:
-            await _end(process)
-            del self._processes[number]
-            self._states.pop(number, None)
-            telemetry.forget_gauges(self._metrics, number)
+        settings = dataclasses.replace(self._settings, port=self._port)
+        with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
+            inherited: tuple[int, ...] = ()
+            if self._counting is not None:
+                ours, theirs = await self._counting.connect()
+                stack.callback(ours.abort)
+                # Once it is started the worker alone has its end, so that it closes when it dies.
+                starting.enter_context(theirs)
+                settings = dataclasses.replace(settings, store=served.address(theirs))
+                inherited = (theirs.fileno(),)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "tollhouse",
+                "worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=inherited,
+                # A terminal's Ctrl-C reaches the parent alone, which then tells the workers.
+                process_group=0,
+            )
+            self._processes[number] = process
+            starting.close()
+            try:
+                if self._stop.is_set():
+                    process.terminate()
+                failure = await self._converse(number, process, settings)
+                return await process.wait(), failure
+            finally:
+                await _end(process)
+                del self._processes[number]
+                self._states.pop(number, None)
+                telemetry.forget_gauges(self._metrics, number)
 
-    async def _converse(self, number: int, process: asyncio.subprocess.Process) -> str | None:
+    async def _converse(
+        self, number: int, process: asyncio.subprocess.Process, settings: Settings
+    ) -> str | None:
         """Give a worker its orders, then take its reports until it has no more."""
         stdin, stdout = process.stdin, process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError("a worker was started without pipes")
-        settings = dataclasses.replace(self._settings, port=self._port)
         with contextlib.suppress(ConnectionError):  # it died at once, and its status says so
             stdin.write(_encoder.encode(Orders(number, str(self._metrics), settings)) + b"\n")
             await stdin.drain()
@@ -229,6 +250,24 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def _counted(settings: Settings) -> AsyncIterator[served.Served | None]:
+    """The counters of all workers, where the parent has them. Raises ConfigError."""
+    if settings.store != MEMORY_STORE:
+        yield None
+        return
+    store = MemoryStore(open_journal(settings))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            counting = tasks.create_task(store.run())
+            try:
+                yield served.Served(store)
+            finally:
+                counting.cancel()
+    finally:
+        await store.close()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,8 +13,10 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
+from redis.asyncio import Redis
 
 from support import gateway as g
+from support import redis
 from support import upstream as u
 from support.eventually import eventually
 from support.gateway import Gateway
@@ -557,3 +560,34 @@ class TestLedger:
             assert first["cost_usd"] == second["cost_usd"] == "0.003"
             assert first["status"] == second["status"] == 200
             assert first["estimated"] is False and first["latency_ms"] > 0
+
+    async def test_events_reach_a_stream_also_after_its_server_was_away(
+        self, tmp_path: Path
+    ) -> None:
+        key = g.caller(tags={"team": "payments"})
+        mock = g.mock("mock", usage={"promptTokens": 7, "completionTokens": 3})
+        with redis.running(tmp_path) as server:
+            arguments = ("--ledger", "stream", "--store", server.url, "--store-scope", "billing")
+            async with calling(
+                tmp_path / "served",
+                key,
+                mock,
+                g.route("m", ["m"], priced("mock")),
+                arguments=arguments,
+            ) as caller:
+                first = (await caller.post())[1]["x-request-id"]
+                server.kill()
+                second = (await caller.post())[1]["x-request-id"]
+                server.start()
+                async with Redis.from_url(server.url) as client:
+                    events: list[Any] = []
+                    deadline = time.monotonic() + 20
+                    while len(events) < 2 and time.monotonic() < deadline:
+                        entries: Any = await client.xrange("{tollhouse:billing}:usage")
+                        events = [json.loads(fields[b"event"]) for _, fields in entries]
+                        await asyncio.sleep(0.05)
+        assert [it["request_id"] for it in events] == [first, second]
+        assert {(it["key"], it["cost_usd"], it["input_tokens"]) for it in events} == {
+            ("ai/caller", "0.003", 7)
+        }
+        assert len({it["event_id"] for it in events}) == 2

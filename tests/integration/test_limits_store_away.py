@@ -162,11 +162,12 @@ async def test_frozen_and_thawed_under_load(tmp_path: Path, mode: OnFailure) -> 
         store, registry = open_store(server, lease=2.0)
         load = Load(store, counts(mode))
         async with under_load(load):
-            for _ in range(2):
+            # The longer time is one in which what was asked on the way back is lost, too.
+            for seconds in (0.7, 2.5):
                 await asyncio.sleep(0.4)
                 server.pause()
                 await until(lambda: registry.get_sample_value("tollhouse_store_up") == 0)
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(seconds)
                 server.resume()
                 await until(lambda: registry.get_sample_value("tollhouse_store_up") == 1)
             await asyncio.sleep(0.4)
@@ -196,6 +197,23 @@ async def test_a_short_stall_is_no_outage(tmp_path: Path) -> None:
         assert await state_of(store, wanted) == [2, 2, 200]
         store.settle(late, [0, 0, 7])
         assert await state_of(store, wanted) == [2, 1, 107]
+        await store.close()
+
+
+async def test_a_late_process_is_not_taken_for_a_late_store(tmp_path: Path) -> None:
+    """While the loop stands still answers are not read, though they are there."""
+    with redis.running(tmp_path) as server:
+        store, registry = open_store(server)
+        wanted = counts(OnFailure.DENY)
+        await store.reserve(wanted)
+        for number in range(5):
+            asking = asyncio.create_task(store.reserve(wanted))
+            await asyncio.sleep(0.001 * number)
+            time.sleep(2 * TIMEOUT)  # noqa: ASYNC251  # because standing still is what is tested
+            assert (await asking).granted
+        assert (
+            registry.get_sample_value("tollhouse_store_decisions_total", {"mode": "Deny"}) is None
+        )
         await store.close()
 
 

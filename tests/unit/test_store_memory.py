@@ -5,12 +5,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from support import counting_model as cm
@@ -232,14 +232,6 @@ class TestUnusableJournals:
         assert "a restart forgets it" in capsys.readouterr().out
         with pytest.raises(ConfigError):
             open_journal(Settings(directory=tmp_path, journal=str(tmp_path / "file" / "j")))
-
-    def test_several_workers_have_none(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert open_journal(Settings(directory=tmp_path, workers=2)) is None
-        assert "each worker counts by itself" in capsys.readouterr().out
-        with pytest.raises(ConfigError, match="--workers 1"):
-            open_journal(Settings(directory=tmp_path, workers=2, journal=str(tmp_path / "j")))
 
     def test_one_that_fails_later_is_logged_once_and_tried_again(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

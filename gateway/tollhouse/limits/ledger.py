@@ -16,16 +16,10 @@ from tollhouse.snapshot import Key, Provider
 
 log = structlog.get_logger()
 
-NONE, LOG = "none", "log"
-KINDS = (NONE, LOG)
-"""Where events go: nowhere, or among the log lines, as the event ``usage``."""
+NONE, LOG, STREAM = "none", "log", "stream"
+"""Where events go: nowhere, among the log lines as the event ``usage``, or to ``billing``."""
 
 Write = Callable[[Mapping[str, Any]], None]
-
-
-def writer(kind: str) -> Write | None:
-    """What takes each event; None where nobody wants any."""
-    return None if kind == NONE else _log
 
 
 def event(
@@ -64,5 +58,6 @@ def event(
     }
 
 
-def _log(entry: Mapping[str, Any]) -> None:
+def to_log(entry: Mapping[str, Any]) -> None:
+    """Write an event among the log lines."""
     log.info("usage", **entry)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -207,7 +207,7 @@ def overview(
         *_policies(snapshot, idents, caller, None),
     ]
     for line in Plan(rules).lines(None, _LOOK, now):
-        yield Line(line.rule, replace(line.count, amount=0, refuses=False))
+        yield Line(line.rule, msgspec.structs.replace(line.count, amount=0, refuses=False))
 
 
 def amount(counts: str, used: Demand) -> int:

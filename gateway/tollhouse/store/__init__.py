@@ -10,11 +10,12 @@ Amounts are whole numbers: requests, tokens, requests at once, or nano-USD (10‚Å
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from tollhouse.settings import MEMORY_STORE, Settings
+import msgspec
+
+from tollhouse.settings import MEMORY_STORE, PARENT_STORE, Settings
 from tollhouse.telemetry import Metrics
 
 
@@ -36,8 +37,7 @@ class OnFailure(Enum):
     LOCAL = "Local"
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(msgspec.Struct, frozen=True):
     """One counter, its limit, and the ``amount`` that a request takes of it.
 
     ``counter`` says who is counted, in at most 256 characters; the same text on every gateway is
@@ -59,8 +59,7 @@ class Count:
     on_failure: OnFailure = OnFailure.LOCAL
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """A counter as it was left: ``used`` with everything that is reserved.
 
     ``resets`` is in how many seconds the amount that was asked for would fit, were nothing else
@@ -73,8 +72,7 @@ class State:
     resets: float
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """``states`` are in the order of the counts. ``refused`` are the indexes of those that had no
     room; ``unavailable`` of those that deny because the store is away. Granted: both empty.
 
@@ -138,6 +136,16 @@ def open_store(
         metrics.store_up.set(1)  # for as long as the process is
         return MemoryStore(open_journal(settings))
     from tollhouse.store.shared import SharedStore
+
+    if settings.store.startswith(PARENT_STORE):
+        from tollhouse.store import served
+
+        return SharedStore(
+            served.Parent(served.inherited(settings.store)),
+            metrics,
+            timeout=served.TIMEOUT,
+            lease=settings.lease,
+        )
     from tollhouse.store.valkey import Valkey, connect
 
     return SharedStore(

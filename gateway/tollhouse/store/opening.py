@@ -16,21 +16,9 @@ def open_journal(settings: Settings) -> Journal | None:
     """The journal of these settings, or None.
 
     One that was asked for and cannot be used is a ConfigError. The default one is done without,
-    with a warning: two gateways may serve one folder, and a pod may have no disk. Several workers
-    have no memory in common, let alone one journal.
+    with a warning: two gateways may serve one folder, and a pod may have no disk. That of several
+    workers is their parent's.
     """
-    if settings.workers > 1:
-        if settings.journal not in (None, NO_JOURNAL):
-            raise ConfigError(
-                "--journal belongs to one process: take --workers 1, or --store redis://…, "
-                "with which workers count together"
-            )
-        log.warning(
-            "each worker counts by itself, so limits are multiplied and spend is not kept: "
-            "take --store redis://… or --workers 1",
-            workers=settings.workers,
-        )
-        return None
     if settings.journal == NO_JOURNAL:
         return None
     if settings.journal is not None:

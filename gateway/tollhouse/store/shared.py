@@ -35,6 +35,8 @@ _MOST_REQUESTS = 128
 _MOST_FLYING = 4
 """Batches that wait for their answers at once; further requests gather in the next ones."""
 _MOST_TIMEOUTS = 3
+_UNREAD_SECONDS = 0.02
+"""For reading an answer that came while this process was busy with something else."""
 _CALL_SECONDS = 1.0
 """After which an answer is lost, though no request waits for it any more."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -63,11 +65,12 @@ class _Asked:
 class _Batch:
     """Requests that are asked together."""
 
-    __slots__ = ("asked", "generation", "number", "resolved", "timer")
+    __slots__ = ("asked", "generation", "number", "patient", "resolved", "timer")
 
-    def __init__(self, timer: asyncio.TimerHandle | None = None) -> None:
+    def __init__(self) -> None:
         self.asked: list[_Asked] = []
-        self.timer = timer
+        self.timer: asyncio.TimerHandle | None = None
+        self.patient = True
         self.number = 0
         self.generation = 0
         self.resolved = False
@@ -228,6 +231,13 @@ class SharedStore:
 
     def _late(self, batch: _Batch) -> None:
         """No request of this batch waits any longer."""
+        loop = asyncio.get_running_loop()
+        if batch.patient and batch.timer is not None:
+            batch.patient = False
+            if loop.time() - batch.timer.when() > _UNREAD_SECONDS:
+                # It is this process that was late, and the answer may lie there unread.
+                batch.timer = loop.call_later(_UNREAD_SECONDS, self._late, batch)
+                return
         batch.timer = None
         if batch in self._waiting:
             self._waiting.remove(batch)
@@ -376,7 +386,8 @@ class SharedStore:
             for asked, mark in zip(batch.asked, marks, strict=True):
                 asked.when = when
                 self._resolve(asked, applied=mark == "1")
-        self._done.clear()
+        # Only now: had this answer been lost, the next one would have had to say it all again.
+        self._done = list(granted)
         await self._beat()
         await self._renew(0.0)
         for _ in range(_MOST_BATCHES_ON_RETURN):

@@ -4,8 +4,9 @@
 of them together stay within the limit, as long as no more of them run than were known.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from tollhouse.store import Count, Kind, OnFailure, State, wire
 from tollhouse.store.counting import Counters
@@ -51,7 +52,7 @@ class StandIn:
         if not local or unavailable:
             return tuple(states), (), unavailable
         shares = [
-            dataclasses.replace(counts[index], limit=self._share(counts[index], processes))
+            msgspec.structs.replace(counts[index], limit=self._share(counts[index], processes))
             for index in local
         ]
         found, refused = self._counters.take(shares)

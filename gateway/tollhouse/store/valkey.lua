@@ -218,7 +218,7 @@ function commands.beat()
 end
 
 -- a: the next generation. Batches of earlier ones have no effect from here on; gives what those of
--- which no answer arrived had granted.
+-- which no answer may have arrived had granted. This answer may be lost too, so nothing is forgotten.
 function commands.fence()
   redis.call('HSET', KEYS[1], 'generation', string.format('%.0f', a))
   redis.call('PEXPIRE', KEYS[1], PROCESS_MS)
@@ -228,7 +228,6 @@ function commands.fence()
     if number then
       local granted, at_ms = string.match(fields[at + 1], '^([01]*):(%d+)$')
       results[#results + 1] = {tonumber(number), granted, tonumber(at_ms)}
-      redis.call('HDEL', KEYS[1], fields[at])
     end
   end
   return {'ok', results}
