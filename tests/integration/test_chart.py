@@ -1,6 +1,7 @@
 """What the chart renders, judged by Helm and by a real API server."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -204,6 +205,28 @@ def test_with_a_list_of_namespaces_the_operator_has_rights_in_no_other(helm: Pat
         if found["kind"] == "RoleBinding" and found["roleRef"]["name"] == "ai-tollhouse-resources"
     }
     assert bound == {"shop", "ai"}
+
+
+def test_the_ledger_is_told_and_a_stream_wants_a_store(helm: Path) -> None:
+    stream = {"gateway": {"ledger": "stream"}}
+    with pytest.raises(AssertionError, match="valkey.enabled or store.url"):
+        render(helm, "ai", stream)
+    found = one(render(helm, "ai", stream | EXTERNAL), "Deployment", "tollhouse")
+    assert "--ledger=stream" in found["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
+def test_dashboard_and_rules_ask_for_metrics_that_there_are() -> None:
+    """Every name in them is one that a process exposes; the suffixes are the text format's."""
+    documented = (CHART.parents[1] / "docs" / "operate.md").read_text()
+    files = [*CHART.glob("files/dashboards/*.json"), *CHART.glob("files/rules/*.yaml")]
+    assert len(files) == 2
+    asked = {
+        re.sub(r"_(total|bucket)$", "", name)
+        for file in files
+        for name in re.findall(r"tollhouse_[a-z_]+", file.read_text())
+    }
+    assert len(asked) > 10
+    assert {name for name in asked if f"`{name}`" not in documented} == set()
 
 
 def test_dashboards_and_rules_that_are_there_are_installed(helm: Path, tmp_path: Path) -> None:
