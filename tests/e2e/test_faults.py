@@ -184,5 +184,6 @@ def test_the_api_server_is_away(release: Release, load: Load) -> None:
             "patch", "apikey", "load", "-n", NAMESPACE, "--type=merge", "-p", patch, check=False
         ).returncode, 20)  # fmt: skip
         until_condition(cluster.api, "apikey", "load", NAMESPACE, "Programmed", "True", 60)
-        print(f"API server back until a change was live on all gateways: "
-              f"{time.monotonic() - back:.1f} s")  # fmt: skip
+        seconds = time.monotonic() - back
+        print(f"API server back until a change was live on all gateways: {seconds:.1f} s")
+        assert seconds < 5  # two at rest; the load of this test shares the machine's cores

@@ -209,7 +209,7 @@ def test_with_a_list_of_namespaces_the_operator_has_rights_in_no_other(helm: Pat
 
 def test_the_ledger_is_told_and_a_stream_wants_a_store(helm: Path) -> None:
     stream = {"gateway": {"ledger": "stream"}}
-    with pytest.raises(AssertionError, match="valkey.enabled or store.url"):
+    with pytest.raises(AssertionError, match=r"valkey\.enabled or store\.url"):
         render(helm, "ai", stream)
     found = one(render(helm, "ai", stream | EXTERNAL), "Deployment", "tollhouse")
     assert "--ledger=stream" in found["spec"]["template"]["spec"]["containers"][0]["args"]
