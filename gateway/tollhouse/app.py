@@ -17,7 +17,7 @@ from tollhouse.limits import Limits, ledger, plan
 from tollhouse.proxy import Proxy
 from tollhouse.routing import Table
 from tollhouse.server import Server
-from tollhouse.settings import Settings
+from tollhouse.settings import MEMORY_STORE, Settings
 from tollhouse.source import Source, Update
 from tollhouse.store import open_store
 from tollhouse.telemetry import Metrics, Tracer
@@ -247,9 +247,12 @@ class App:
 
         return Billing(self._settings, self._metrics)
 
-    async def _spend(self) -> list[dict[str, Any]]:
+    async def _spend(self) -> dict[str, Any]:
         table = self._proxy.table
-        return await self._limits.spend(table.snapshot) if table is not None else []
+        return {
+            "store": "memory" if self._settings.store == MEMORY_STORE else "shared",
+            "budgets": await self._limits.spend(table.snapshot) if table is not None else [],
+        }
 
     def _counts(self) -> dict[str, int]:
         table = self._proxy.table

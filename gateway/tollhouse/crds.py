@@ -111,6 +111,7 @@ _NAMING: Mapping[str, _Naming] = {
             _SPEND,
             _Column("Budget", ".spec.amount", "USD that may be spent in a period."),
             _Column("Period", ".spec.period", "When spend starts again from zero."),
+            _condition("Exhausted", "Whether all of it is spent."),
             *_LIVE,
         ),
         BudgetStatus,

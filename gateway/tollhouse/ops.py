@@ -26,8 +26,9 @@ class State:
     problem: str | None
 
 
-Spend = Callable[[], Awaitable[list[dict[str, Any]]]]
-"""Every budget, with what was spent of it."""
+Spend = Callable[[], Awaitable[dict[str, Any]]]
+"""``budgets``: every budget, with what was spent of it. ``store``: memory, where this process
+counts by itself, or shared, where it counts together with others."""
 
 
 @asynccontextmanager
@@ -87,8 +88,7 @@ def application(
 
     async def spending(_: web.Request) -> web.Response:
         """Every budget with what was spent of it: amounts in USD, as decimal strings."""
-        found = await spend() if spend is not None else []
-        body = msgspec.json.encode({"budgets": found})
+        body = msgspec.json.encode(await spend() if spend is not None else {})
         return web.Response(body=body, content_type="application/json")
 
     app = web.Application()

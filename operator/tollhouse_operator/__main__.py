@@ -86,6 +86,15 @@ def run(
         float,
         typer.Option(min=2, envvar="TOLLHOUSE_LEASE_SECONDS", help="How long a Lease holds."),
     ] = 15.0,
+    spend_interval: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            max=3600,
+            envvar="TOLLHOUSE_SPEND_INTERVAL",
+            help="Seconds between two looks at what was spent, for the statuses.",
+        ),
+    ] = 15.0,
     kubeconfig: Annotated[
         Path | None,
         typer.Option(help="Default: the pod's service account, then KUBECONFIG."),
@@ -114,6 +123,7 @@ def run(
         kubeconfig=kubeconfig,
         ops_host=ops_host,
         ops_port=ops_port,
+        spend_seconds=spend_interval,
     )
     configure_logging(log_format, log_level)
     _quieten_kopf()

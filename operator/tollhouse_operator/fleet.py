@@ -41,10 +41,10 @@ class Gateway:
     address: str
     port: int
 
-    @property
-    def url(self) -> str:
+    def url(self, where: str) -> str:
+        """Of ``where``, a path such as ``/config``, on its ops port."""
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}/config"
+        return f"http://{host}:{self.port}{where}"
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -104,6 +104,10 @@ class Fleet:
 
     def census(self) -> Census:
         return Census(tuple(self._serving.get(one.identity, 0) for one in self._gateways()))
+
+    def gateways(self) -> list[Gateway]:
+        """The ready gateways, those with the newest snapshot first."""
+        return sorted(self._gateways(), key=lambda it: -self._serving.get(it.identity, 0))
 
     async def run(self) -> None:
         """Never returns; ends by cancellation."""
@@ -211,7 +215,7 @@ def gateways_of(endpoint_slice: Mapping[str, Any]) -> list[Gateway]:
 async def _digest(session: aiohttp.ClientSession, gateway: Gateway) -> str | None:
     """The digest that a gateway serves, or None where it does not say so."""
     try:
-        async with session.get(gateway.url, allow_redirects=False) as response:
+        async with session.get(gateway.url("/config"), allow_redirects=False) as response:
             body = await response.content.read(_MAX_ANSWER_BYTES)
         if response.status != 200:
             return None

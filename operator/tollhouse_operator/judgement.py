@@ -14,11 +14,12 @@ from typing import Any
 
 from tollhouse.findings import conditions
 from tollhouse.resources import ApiKey, SecretObject
-from tollhouse_operator import rotation
+from tollhouse_operator import rotation, spend
 from tollhouse_operator.fleet import Census
 from tollhouse_operator.keys import KEY, Trouble, prefix
 from tollhouse_operator.ledger import Verdict
 from tollhouse_operator.pulse import Pulse
+from tollhouse_operator.spend import Spent
 from tollhouse_operator.status import (
     PROGRAMMED,
     Condition,
@@ -55,7 +56,7 @@ class _Standing:
 
 class Judgement:
     """``census`` asks the fleet, ``want`` takes the statuses, ``making_key`` and ``trouble`` tell
-    of an ApiKey's Secret."""
+    of an ApiKey's Secret, ``spent`` of an object's budget."""
 
     def __init__(
         self,
@@ -65,12 +66,14 @@ class Judgement:
         want: Callable[[Mapping[Key, Desired]], None],
         making_key: Callable[[tuple[str, str]], bool],
         trouble: Callable[[tuple[str, str]], Trouble | None],
+        spent: Callable[[Key], Spent | None],
     ) -> None:
         self._store = store
         self._ask = census
         self._want = want
         self._making_key = making_key
         self._trouble = trouble
+        self._spent = spent
         self._pulse = Pulse(quiet=0.01, most=0.1)
         self._standings: dict[Key, _Standing] = {}
         self._due: set[Key] = set()
@@ -212,11 +215,12 @@ class Judgement:
             self._unsettled.discard(key)
             standing.settled = live.status == "True"
         found = [*compiled, live]
-        fields: dict[str, str | None] = {}
+        fields: dict[str, str | Mapping[str, Any] | None] = {}
         if isinstance(resource, ApiKey):
             found.append(self._ready(key, resource, found))
             fields |= _of_key(resource, verdict.secret)
-        return Desired(seen.uid, verdict.generation, tuple(found), fields)
+        desired = Desired(seen.uid, verdict.generation, tuple(found), fields)
+        return spend.joined(desired, resource, self._spent(key), seen.status)
 
     def _programmed(self, standing: _Standing, accepted: bool, census: Census) -> Condition:
         return programmed(

@@ -28,6 +28,7 @@ from tollhouse_operator.publish import Publisher, SecretSlots, TooLarge
 from tollhouse_operator.pulse import Pulse
 from tollhouse_operator.rotating import Rotations
 from tollhouse_operator.settings import Settings
+from tollhouse_operator.spending import Spending
 from tollhouse_operator.status import Statuses
 from tollhouse_operator.store import Key, Store
 
@@ -71,12 +72,20 @@ class Leader:
             cluster, store, self._announcements, identity=settings.lease.identity
         )
         self._statuses = Statuses(cluster, store, settings.lease.identity)
+        self._spending = Spending(
+            store,
+            metrics,
+            gateways=self._fleet.gateways,
+            changed=self.touched,
+            seconds=settings.spend_seconds,
+        )
         self._judgement = Judgement(
             store,
             census=self._census,
             want=self._statuses.want,
             making_key=self._keys.working,
             trouble=self._keys.trouble,
+            spent=self._spending.of,
         )
 
     def changed(self, key: Key) -> None:
@@ -97,6 +106,7 @@ class Leader:
             group.create_task(self._fleet.run())
             group.create_task(self._statuses.run())
             group.create_task(self._judgement.run())
+            group.create_task(self._spending.run())
             group.create_task(self._rotate())
             group.create_task(self._rebuild_forever())
 

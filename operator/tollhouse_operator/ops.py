@@ -38,6 +38,16 @@ class Metrics:
             "Rebuilds that could not be published.",
             registry=self.registry,
         )
+        self.spend_failures = Counter(
+            "tollhouse_operator_spend_failures",
+            "Rounds in which the gateways did not tell what was spent.",
+            registry=self.registry,
+        )
+        self.spend_waiting = Gauge(
+            "tollhouse_operator_spend_waiting",
+            "Objects whose status waits for its turn to show what was spent.",
+            registry=self.registry,
+        )
 
 
 def application(metrics: Metrics, is_ready: Callable[[], bool]) -> web.Application:

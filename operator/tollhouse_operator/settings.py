@@ -11,7 +11,8 @@ ObjectName = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """``namespaces`` empty means the whole cluster. ``base_url`` is what generated Secrets hold."""
+    """``namespaces`` empty means the whole cluster. ``base_url`` is what generated Secrets hold.
+    ``spend_seconds`` lie between two looks at what was spent."""
 
     snapshot: ObjectName
     service: ObjectName | None
@@ -21,3 +22,4 @@ class Settings:
     kubeconfig: Path | None = None
     ops_host: str = "127.0.0.1"
     ops_port: int = 9091
+    spend_seconds: float = 15.0

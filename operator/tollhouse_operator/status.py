@@ -1,4 +1,4 @@
-"""What ``kubectl get`` shows: conditions, what is told of a key, and events when they change.
+"""What ``kubectl get`` shows: conditions, fields beside them, and events when they change.
 
 The first half is pure: from what compiling found and where the snapshot is live to the conditions
 of one object, and from those to the smallest patch. The second half writes, and only what differs.
@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 
 PROGRAMMED = "Programmed"
 READY = "Ready"
+SPEND = "spend"
+"""The field of a status that tells what was spent."""
 _WARNED = ("Accepted", "ResolvedRefs")
 """Conditions whose change is an event."""
 _WRITERS = 16
@@ -40,13 +42,17 @@ class Condition:
 class Desired:
     """The status that an object of this uid should have at this generation.
 
-    ``fields`` stand beside the conditions (``prefix``, ``lastRotated``, ``nextRotation``).
+    ``fields`` stand beside the conditions (``prefix``, ``lastRotated``, ``nextRotation``,
+    ``spend``). Conditions of the types in ``gone`` it should no longer have. ``milestone`` is the
+    event that a higher ``spend.warned`` deserves.
     """
 
     uid: str
     generation: int
     conditions: tuple[Condition, ...]
-    fields: Mapping[str, str | None]
+    fields: Mapping[str, str | Mapping[str, Any] | None]
+    gone: frozenset[str] = frozenset()
+    milestone: Note | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +113,12 @@ def patch(current: Mapping[str, Any], desired: Desired, now: datetime) -> dict[s
     by_type = {condition.get("type"): condition for condition in existing}
     stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     conditions = [_merged(by_type.get(one.type), one, desired, stamp) for one in desired.conditions]
-    types = {one.type for one in desired.conditions}
+    types = {one.type for one in desired.conditions} | desired.gone
     others = [condition for condition in existing if condition.get("type") not in types]
     change: dict[str, Any] = {
-        name: value for name, value in desired.fields.items() if current.get(name) != value
+        name: _replacing(current.get(name), value)
+        for name, value in desired.fields.items()
+        if current.get(name) != value
     }
     if sorted(existing, key=_type) != sorted([*conditions, *others], key=_type):
         change["conditions"] = [*conditions, *others]
@@ -140,6 +148,13 @@ def _merged(
     }
 
 
+def _replacing(old: object, new: str | Mapping[str, Any] | None) -> object:
+    """The new value as a merge patch writes it: what an object no longer has is null."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**dict.fromkeys(old), **new}
+    return new
+
+
 def _type(condition: Mapping[str, Any]) -> str:
     return str(condition.get("type"))
 
@@ -157,7 +172,25 @@ def notes(current: Mapping[str, Any], desired: Desired) -> list[Note]:
             found.append(Note("Warning", new.reason, new.message))
         elif not failed and old.get("status") == "False":
             found.append(Note("Normal", new.type, new.message or f"{new.type} again"))
+    field = desired.fields.get(SPEND)
+    if (
+        desired.milestone is not None
+        and isinstance(field, Mapping)
+        and field.get("warned", 0) > warned(current, field)
+    ):
+        found.append(desired.milestone)
     return found
+
+
+def warned(status: Mapping[str, Any], field: Mapping[str, Any]) -> int:
+    """The percentage of a budget that an event told of already, in the period of ``field``.
+
+    It is read from the status, so another leader goes on where the one before has stopped.
+    """
+    before = status.get(SPEND) or {}
+    if any(before.get(name) != field.get(name) for name in ("since", "resets")):
+        return 0
+    return int(before.get("warned") or 0)
 
 
 class Statuses:

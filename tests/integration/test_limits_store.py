@@ -345,7 +345,9 @@ class TestUrls:
             await untrusted.close()
 
     async def test_a_cluster(self, tmp_path: Path, scope: str) -> None:
-        with redis.running(tmp_path, "--cluster-enabled", "yes") as node:
+        # The bus's own default is the port and 10,000, which may be no port at all.
+        bus = ("--cluster-port", str(redis.free_port()))
+        with redis.running(tmp_path, "--cluster-enabled", "yes", *bus) as node:
             admin = connect(node.url, {})
             await admin.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             for _ in range(200):

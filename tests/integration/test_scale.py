@@ -121,18 +121,7 @@ class Place:
         return found
 
     def writes(self) -> dict[str, float]:
-        """How often the API server was asked to write, by verb and resource, Leases aside."""
-        text = self.cluster.kubectl("get", "--raw", "/metrics").stdout
-        found: dict[str, float] = {}
-        for line in text.splitlines():
-            if not line.startswith("apiserver_request_total{"):
-                continue
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
-            if labels["verb"] in ("POST", "PUT", "PATCH", "DELETE", "APPLY"):
-                name = f"{labels['verb']} {labels['resource']}/{labels['subresource']}".rstrip("/")
-                if labels["resource"] not in ("leases", "events", "tokenreviews"):
-                    found[name] = found.get(name, 0) + float(line.rpartition(" ")[2])
-        return found
+        return writes(self.cluster)
 
     def unprogrammed(self) -> int:
         """How many ApiKeys do not say that they are live."""
@@ -156,6 +145,21 @@ class Place:
         ticks = Path(f"/proc/{self.operator.process.pid}/stat").read_text().rpartition(")")[2]
         used = sum(map(int, ticks.split()[11:13])) / os.sysconf("SC_CLK_TCK")
         return used, float(server[1]) if server else 0.0
+
+
+def writes(cluster: KubernetesCluster) -> dict[str, float]:
+    """How often the API server was asked to write, by verb and resource, Leases aside."""
+    text = cluster.kubectl("get", "--raw", "/metrics").stdout
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line.startswith("apiserver_request_total{"):
+            continue
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+        if labels["verb"] in ("POST", "PUT", "PATCH", "DELETE", "APPLY"):
+            name = f"{labels['verb']} {labels['resource']}/{labels['subresource']}".rstrip("/")
+            if labels["resource"] not in ("leases", "events", "tokenreviews"):
+                found[name] = found.get(name, 0) + float(line.rpartition(" ")[2])
+    return found
 
 
 def memory(pid: int, field: str = "VmRSS") -> float:

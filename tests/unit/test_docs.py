@@ -51,9 +51,10 @@ def test_every_reason_of_a_condition_and_every_metric_says_what_to_do() -> None:
     text = (ROOT / "docs/operate.md").read_text()
     named = set(re.findall(r"`(\w+)`", text))
     operator = ROOT / "operator/tollhouse_operator"
-    status = (operator / "status.py").read_text()
+    status = (operator / "status.py").read_text() + (operator / "spend.py").read_text()
     reasons = {str(reason) for reason in Reason}
     reasons |= set(re.findall(r'"(?:False|True)", "(\w+)"', status))
+    reasons |= set(re.findall(r'Note\("\w+", "(\w+)"', status))
     reasons |= set(re.findall(r'Trouble\(\s*"(\w+)"', (operator / "keys.py").read_text()))
     assert reasons - named == set()
     files = (ROOT / "gateway/tollhouse/telemetry.py", operator / "ops.py")

@@ -162,11 +162,11 @@ class TestGateways:
         (gateway,) = gateways_of(
             self._slice({"addresses": ["10.0.0.1"], "conditions": {"ready": True}})
         )
-        assert gateway.url == "http://10.0.0.1:9090/config"
+        assert gateway.url("/config") == "http://10.0.0.1:9090/config"
 
     def test_an_address_of_the_sixth_version(self) -> None:
         (gateway,) = gateways_of(self._slice({"addresses": ["fd00::1"]}))
-        assert gateway.url == "http://[fd00::1]:9090/config"
+        assert gateway.url("/config") == "http://[fd00::1]:9090/config"
 
     def test_endpoints_that_are_not_ready_do_not_count(self) -> None:
         endpoint = {"addresses": ["10.0.0.1"], "conditions": {"ready": False}}

@@ -12,7 +12,7 @@ class Condition(Model):
 
     type: Annotated[
         str,
-        says("Accepted, ResolvedRefs, Programmed, or for an ApiKey Ready.", max_length=316),
+        says("Accepted, ResolvedRefs, Programmed, Ready or Exhausted.", max_length=316),
     ]
     status: Annotated[Literal["True", "False", "Unknown"], says("Whether it is so.")]
     observed_generation: Annotated[
@@ -30,7 +30,8 @@ class Status(Model):
         tuple[Condition, ...],
         says(
             "Accepted: the spec is valid and conflicts with nothing older. ResolvedRefs: all that "
-            "it names exists. Programmed: it is live on the gateways.",
+            "it names exists. Programmed: it is live on the gateways. Ready: requests with the key "
+            "are let in. Exhausted: the budget is spent.",
             max_length=16,
         ),
         Merging(("type",)),
@@ -41,6 +42,10 @@ class Spend(Model):
     amount: Annotated[str, says("Spent in this period, in USD.", max_length=24)]
     since: Annotated[AwareDatetime | None, says("When the period began.")] = None
     resets: Annotated[AwareDatetime | None, says("When the period ends.")] = None
+    warned: Annotated[
+        int | None,
+        says("The highest percentage of it that an event told of in this period.", ge=1, le=100),
+    ] = None
 
 
 class BudgetStatus(Status):
