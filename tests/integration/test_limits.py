@@ -1,116 +1,26 @@
 """Limits and budgets as callers meet them: one gateway, counters in its memory."""
 
 import asyncio
-import json
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from redis.asyncio import Redis
 
 from support import gateway as g
-from support import redis
 from support import upstream as u
-from support.eventually import eventually
-from support.gateway import Gateway
-
-PRICE = {"input": "0", "output": "1000"}
-"""USD per million tokens: a token of an answer costs a tenth of a cent, a prompt nothing."""
-HI = [{"role": "user", "content": "hi"}]
-STREAM = [u.chunk({"content": "hello"}, model="m"), u.chunk({}, "stop")]
-
-
-class Caller:
-    """A plain HTTP client of one gateway."""
-
-    def __init__(self, gateway: Gateway, session: aiohttp.ClientSession) -> None:
-        self.gateway = gateway
-        self.session = session
-
-    async def post(
-        self, path: str = "/chat/completions", key: str = g.KEY, **fields: Any
-    ) -> tuple[int, Mapping[str, str], Any]:
-        """Status, headers and body; a stream's body is bytes."""
-        body = {"model": "m", "messages": HI, "max_tokens": 10, **fields}
-        async with self.session.post(
-            f"{self.gateway.base_url}{path}", json=body, headers=_authorization(key)
-        ) as answer:
-            read = await answer.read()
-            whole = answer.content_type == "application/json"
-            return answer.status, answer.headers, json.loads(read) if whole else read
-
-    async def get(self, path: str, key: str = g.KEY) -> Any:
-        url = f"{self.gateway.base_url}{path}"
-        async with self.session.get(url, headers=_authorization(key)) as answer:
-            return await answer.json()
-
-    async def spent(self, name: str) -> float | None:
-        """What the operator's view says was spent of the budget in this object."""
-        status, text = await asyncio.to_thread(self.gateway.ops, "/spend")
-        assert status == 200
-        (found,) = [it for it in json.loads(text)["budgets"] if it["name"] == name]
-        return None if found["spent"] is None else float(found["spent"])
-
-    async def left(self, limit: str) -> Any:
-        """What ``/v1/key`` says is left of this limit."""
-        (found,) = [it for it in (await self.get("/key"))["limits"] if it["name"] == limit]
-        return found["remaining"]
-
-    async def until_left(self, limit: str, least: int, most: int, seconds: float = 5) -> None:
-        """Wait until so much is left of this limit."""
-        async with asyncio.timeout(seconds):
-            # It is another process that gets there, in its own time.
-            while not least <= await self.left(limit) <= most:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-
-
-def _authorization(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
-
-
-@asynccontextmanager
-async def calling(
-    folder: Path, *resources: Any, arguments: tuple[str, ...] = ()
-) -> AsyncIterator[Caller]:
-    g.write(folder, *resources)
-    gateway = g.launch(folder, *arguments, name="limits")
-    try:
-        await asyncio.to_thread(g.wait_until_ready, gateway)
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=30), connector=aiohttp.TCPConnector(limit=0)
-        ) as session:
-            yield Caller(gateway, session)
-    finally:
-        await asyncio.to_thread(gateway.stop)
-
-
-def policy(name: str, limits: list[dict[str, Any]], **spec: Any) -> g.Manifest:
-    return g.manifest("RateLimitPolicy", name, {"limits": limits, **spec})
-
-
-def on(kind: str, name: str) -> list[dict[str, str]]:
-    return [{"kind": kind, "name": name}]
-
-
-def to_mock(script: Mapping[str, Any] | None = None, **spec: Any) -> list[Any]:
-    """A Mock and the route ``m`` to it."""
-    return [g.mock("mock", **(script or {})), g.route("m", ["m"], "mock", **spec)]
-
-
-def priced(provider: str, **more: Any) -> dict[str, Any]:
-    return {"provider": {"name": provider}, "pricing": PRICE, **more}
-
-
-def error_of(answer: tuple[int, Mapping[str, str], Any]) -> dict[str, Any]:
-    found: dict[str, Any] = answer[2]["error"]
-    return found
+from support.limited import (
+    HI,
+    authorization,
+    calling,
+    error_of,
+    on,
+    policy,
+    priced,
+    to_mock,
+)
 
 
 class TestRequests:
@@ -192,7 +102,7 @@ class TestConcurrent:
         ) as caller:
             url = f"{caller.gateway.base_url}/chat/completions"
             body = {"model": "m", "messages": HI, "stream": True}
-            async with caller.session.post(url, json=body, headers=_authorization(g.KEY)) as answer:
+            async with caller.session.post(url, json=body, headers=authorization(g.KEY)) as answer:
                 await answer.content.readany()
                 assert (await caller.post())[0] == 429
                 answer.close()
@@ -274,7 +184,7 @@ class TestTokens:
         ) as caller:
             url = f"{caller.gateway.base_url}/chat/completions"
             body = {"model": "m", "messages": HI, "stream": True, "max_tokens": 800}
-            async with caller.session.post(url, json=body, headers=_authorization(g.KEY)) as answer:
+            async with caller.session.post(url, json=body, headers=authorization(g.KEY)) as answer:
                 await answer.content.readany()
                 answer.close()
             await caller.until_left("key/output-tokens-per-hour", 900, 999)
@@ -532,62 +442,3 @@ class TestWithoutTheStore:
             assert (error["type"], error["code"]) == ("internal_error", "limits_unavailable")
             assert answers[0][1]["retry-after"] == "1"
             assert "RateLimitPolicy ai/p cannot be counted now" in error["message"]
-
-
-class TestLedger:
-    async def test_each_request_is_one_event(self, tmp_path: Path) -> None:
-        key = g.caller(tags={"team": "payments"})
-        usage = {"promptTokens": 7, "completionTokens": 3}
-        mock = g.mock("mock", usage=usage)
-        async with calling(
-            tmp_path, key, mock, g.route("m", ["m"], priced("mock")), arguments=("--ledger", "log")
-        ) as caller:
-            _, headers, _ = await caller.post()
-            await caller.post(stream=True)
-            await caller.post(model="nobody")
-
-            def events() -> list[dict[str, Any]]:
-                lines = caller.gateway.text().splitlines()
-                found = [json.loads(line) for line in lines if line.startswith("{")]
-                return [it for it in found if it["event"] == "usage"]
-
-            await eventually(lambda: len(events()) == 2)
-            first, second = events()
-            assert first["request_id"] == headers["x-request-id"]
-            assert first["key"] == "ai/caller" and first["tags"] == {"team": "payments"}
-            assert (first["route"], first["provider"]) == ("ai/m", "ai/mock")
-            assert (first["input_tokens"], first["output_tokens"]) == (7, 3)
-            assert first["cost_usd"] == second["cost_usd"] == "0.003"
-            assert first["status"] == second["status"] == 200
-            assert first["estimated"] is False and first["latency_ms"] > 0
-
-    async def test_events_reach_a_stream_also_after_its_server_was_away(
-        self, tmp_path: Path
-    ) -> None:
-        key = g.caller(tags={"team": "payments"})
-        mock = g.mock("mock", usage={"promptTokens": 7, "completionTokens": 3})
-        with redis.running(tmp_path) as server:
-            arguments = ("--ledger", "stream", "--store", server.url, "--store-scope", "billing")
-            async with calling(
-                tmp_path / "served",
-                key,
-                mock,
-                g.route("m", ["m"], priced("mock")),
-                arguments=arguments,
-            ) as caller:
-                first = (await caller.post())[1]["x-request-id"]
-                server.kill()
-                second = (await caller.post())[1]["x-request-id"]
-                server.start()
-                async with Redis.from_url(server.url) as client:
-                    events: list[Any] = []
-                    deadline = time.monotonic() + 20
-                    while len(events) < 2 and time.monotonic() < deadline:
-                        entries: Any = await client.xrange("{tollhouse:billing}:usage")
-                        events = [json.loads(fields[b"event"]) for _, fields in entries]
-                        await asyncio.sleep(0.05)
-        assert [it["request_id"] for it in events] == [first, second]
-        assert {(it["key"], it["cost_usd"], it["input_tokens"]) for it in events} == {
-            ("ai/caller", "0.003", 7)
-        }
-        assert len({it["event_id"] for it in events}) == 2
