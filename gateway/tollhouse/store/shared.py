@@ -35,7 +35,7 @@ _MOST_REQUESTS = 128
 _MOST_FLYING = 4
 """Batches that wait for their answers at once; further requests gather in the next ones."""
 _MOST_TIMEOUTS = 3
-_UNREAD_SECONDS = 0.02
+_UNREAD_SECONDS = 0.05
 """For reading an answer that came while this process was busy with something else."""
 _CALL_SECONDS = 1.0
 """After which an answer is lost, though no request waits for it any more."""
