@@ -122,6 +122,8 @@ def start(name: str, *args: object, inside: bool = False) -> None:
 
 
 def _run(name: str, argv: Sequence[str]) -> None:
+    # Whoever starts a component again may keep logs elsewhere than who started it first.
+    LOGS.mkdir(parents=True, exist_ok=True)
     with (LOGS / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             argv,

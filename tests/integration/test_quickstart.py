@@ -43,7 +43,7 @@ def test_the_curl_answers(gateway: Gateway) -> None:
 
 
 def test_the_sdk_snippet_streams(gateway: Gateway) -> None:
-    script = here(snippet("python", "OpenAI("), gateway)
+    script = here(snippet("python", "from openai import"), gateway)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
     )
@@ -52,7 +52,7 @@ def test_the_sdk_snippet_streams(gateway: Gateway) -> None:
 
 def test_make_run_prints_the_same_snippets() -> None:
     shown = " ".join((QUICKSTART / "try.txt").read_text().split())
-    for language, holding in (("sh", "curl "), ("python", "OpenAI(")):
+    for language, holding in (("sh", "curl "), ("python", "from openai import")):
         assert " ".join(snippet(language, holding).split()) in shown
 
 

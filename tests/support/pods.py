@@ -19,6 +19,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from support import planted
 from support.kubernetes import (
     CLUSTER,
     KubernetesCluster,
@@ -39,9 +40,9 @@ BUILD_SECONDS = 1200.0
 HELM_SECONDS = 180.0
 
 sys.path.insert(0, str(CLUSTER.parent))
-import binaries  # noqa: E402
-import images  # noqa: E402
-import machine  # noqa: E402
+import binaries  # noqa: E402  # because the path above leads there
+import images  # noqa: E402  # because the path above leads there
+import machine  # noqa: E402  # because the path above leads there
 
 
 class Pods:
@@ -93,7 +94,10 @@ class Pods:
         return found
 
     def _own(self) -> Mapping[str, str]:
-        return os.environ | {"TOLLHOUSE_TESTCLUSTER_DIR": str(self.api.kubeconfig.parent)}
+        return os.environ | {
+            "TOLLHOUSE_TESTCLUSTER_DIR": str(self.api.kubeconfig.parent),
+            "TOLLHOUSE_TEST_LOGS": str(planted.log_directory()),
+        }
 
 
 @contextlib.contextmanager
