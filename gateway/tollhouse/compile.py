@@ -147,11 +147,11 @@ class _LimitTable:
         policies: list[Policy] = []
         for policy in _living(resources.policies):
             made = compile_policy(policy, resources, findings)
-            policies.append(self._policies.get(policy.ref, (policy,), lambda made=made: made))  # type: ignore[misc]
+            policies.append(_kept(self._policies, policy, made))
         budgets: list[Budget] = []
         for budget in _living(resources.budgets):
             counted = compile_budget(budget, resources, findings)
-            budgets.append(self._budgets.get(budget.ref, (budget,), lambda made=counted: made))  # type: ignore[misc]
+            budgets.append(_kept(self._budgets, budget, counted))
         self._policies.keep(resources.policies)
         self._budgets.keep(resources.budgets)
         return policies, budgets
@@ -350,6 +350,15 @@ def _found(make: Callable[..., _T], *given: object) -> tuple[_T, tuple[Finding, 
     """What one of ``compiling``'s functions returns, and what it finds."""
     found: list[Finding] = []
     return make(*given, found), tuple(found)
+
+
+def _kept(memo: Memo[_T], resource: Resource, made: _T) -> _T:
+    """What was made of the same object before, else this."""
+    known = memo.known(resource.ref, (resource,))
+    if known is None:
+        memo.add(resource.ref, (resource,), made)
+        return made
+    return known
 
 
 def _overlap(resource: ModelRoute, overlap: Overlap) -> Finding:

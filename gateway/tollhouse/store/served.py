@@ -11,6 +11,7 @@ what is asked of them to the parent; from it the answer, in the order in which i
 
 import asyncio
 import socket
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -60,8 +61,9 @@ class _Frames(asyncio.Protocol):
             at = end
         del buffer[:at]
 
+    @abstractmethod
     def take(self, frame: bytes) -> None:
-        raise NotImplementedError
+        """What this end does with a frame of the other's."""
 
     def send(self, frame: bytes) -> None:
         """Queue a frame; to an end that is closed nothing is sent."""
