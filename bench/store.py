@@ -16,16 +16,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from prometheus_client import CollectorRegistry  # noqa: E402  # the same
+from prometheus_client import CollectorRegistry  # noqa: E402  # because the path above leads there
 
 from support import redis, store_process  # noqa: E402  # because the path above leads there
-from tollhouse.store import Count, Kind, Store  # noqa: E402  # the same
-from tollhouse.store.journal import Journal  # noqa: E402  # the same
-from tollhouse.store.memory import MemoryStore  # noqa: E402  # the same
-from tollhouse.store.served import TIMEOUT, Parent, Served  # noqa: E402  # the same
-from tollhouse.store.shared import SharedStore  # noqa: E402  # the same
-from tollhouse.store.valkey import connect  # noqa: E402  # the same
-from tollhouse.telemetry import Metrics  # noqa: E402  # the same
+from tollhouse.store import Count, Kind, Store  # noqa: E402  # because the path above leads there
+from tollhouse.store.journal import Journal  # noqa: E402  # because the path above leads there
+from tollhouse.store.memory import MemoryStore  # noqa: E402  # because the path above leads there
+from tollhouse.store.served import TIMEOUT, Parent, Served  # noqa: E402  # because the path above leads there
+from tollhouse.store.shared import SharedStore  # noqa: E402  # because the path above leads there
+from tollhouse.store.valkey import connect  # noqa: E402  # because the path above leads there
+from tollhouse.telemetry import Metrics  # noqa: E402  # because the path above leads there
 
 COUNTS = (
     Count("ns/key/requests", Kind.WINDOW, 10**9, 1, span=60.0),

@@ -54,7 +54,7 @@ class Kubectl:
         context = () if self._context is None else ("--context", self._context)
         command = [program, "get", kinds, *arguments, *context, "-o", "json"]
         try:
-            done = subprocess.run(  # noqa: S603 - the program is kubectl, and no shell reads the rest
+            done = subprocess.run(  # noqa: S603  # because the program is kubectl, and no shell reads the rest
                 command, capture_output=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL
             )
         except subprocess.TimeoutExpired:

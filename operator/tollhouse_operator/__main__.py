@@ -132,7 +132,7 @@ def run(
     except ConfigError as error:
         print(f"tollhouse-operator: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except Exception:  # noqa: BLE001 - the last frame: told in one line, without local variables
+    except Exception:  # noqa: BLE001  # because it is the last frame: told in one line, without local variables
         _log.critical("operator failed", exc_info=True)
         raise typer.Exit(1) from None
 

@@ -96,7 +96,7 @@ async def outage(load: Load, leave: Callable[[], None], come: Callable[[], None]
     await asyncio.to_thread(come)
     async with asyncio.timeout(20):
         # The gateways find out in their own time.
-        while load.found["deny"][-1][2] != 200:  # noqa: ASYNC110
+        while load.found["deny"][-1][2] != 200:  # noqa: ASYNC110  # because it is another process that gets there
             await asyncio.sleep(0.05)
     await asyncio.sleep(1.0)
     load.stopped = True

@@ -166,7 +166,7 @@ def _sentinel(parts: SplitResult, options: dict[str, Any], *, tls: bool) -> "Red
         _hosts(parts, 26379),
         sentinel_kwargs={k: v for k, v in options.items() if k not in {"username", "password"}},
     )
-    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # the same
+    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]  # because the library has no types here
         master, sentinel, db=int(database or 0), max_connections=_CONNECTIONS, **options
     )
     return Redis.from_pool(pool)
